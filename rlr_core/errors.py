@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Wrong input, a missing file, a setting that cannot work. The command line prints it and exits with 2."""
+    """Wrong input, a missing file, a setting that cannot work. The command line prints it, exit code 2."""
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:

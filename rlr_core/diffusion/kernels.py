@@ -147,4 +147,4 @@ def with_last_step_noise(steps: Sequence[Step], sigma: float) -> list[Step]:
 
 def _check_lengths(timesteps: Sequence[float], levels: Sequence[float]) -> None:
     if len(levels) != len(timesteps) + 1:
-        raise ValueError(f"{len(timesteps)} timesteps need {len(timesteps) + 1} noise levels, not {len(levels)}.")
+        raise ValueError(f"{len(timesteps)} timesteps need one more noise level, not {len(levels)}.")
