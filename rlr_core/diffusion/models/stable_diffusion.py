@@ -1,0 +1,274 @@
+"""Stable Diffusion 1.x and 2.x, eps and v-prediction: a diffusers folder or a .safetensors checkpoint."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rlr_core.diffusion import kernels
+from rlr_core.diffusion.models import single_file
+from rlr_core.diffusion.models.base import DiffusionModel, Rows
+from rlr_core.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    from rlr_core.config import SamplerConfig
+
+PIPELINE = "StableDiffusionPipeline"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+PROJECTIONS = ("proj_in", "proj_out", "time_emb_proj")
+ENCODE_BATCH = 32  # prompts per pass of the text encoder
+
+
+class StableDiffusion(DiffusionModel):
+    """A UNet on the latents [B, 4, H/8, W/8] of a KL autoencoder, told the prompt by a CLIP text encoder."""
+
+    family = "stable-diffusion"
+    lora_targets = {
+        "attention": ATTENTION,
+        "attention+ff": ATTENTION + FEED_FORWARD,
+        "all": ATTENTION + FEED_FORWARD + PROJECTIONS,
+    }
+    lora_prefixes = {"kohya": "lora_unet_", "diffusers": "unet."}
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: nn.Module,
+        tokenizer: Any,
+        scheduler_config: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        """Freeze the parts and move them to the device; scheduler_config is a scheduler_config.json."""
+        self.name, self.device, self.dtype = name, device, dtype
+        vae_dtype = torch.float32 if device.type == "cpu" else dtype
+        self.denoiser = _frozen(unet, device, dtype)
+        self.vae = _frozen(vae, device, vae_dtype)
+        self.text_encoder = _frozen(text_encoder, device, dtype)
+        self.tokenizer = tokenizer
+        self.prompt_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        self.scheduler_config = dict(scheduler_config)
+        self.latent_scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent, each way
+        self.default_size = _square(unet.config.sample_size, self.latent_scale)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        if path.is_dir():
+            return _pipeline_class(path) == PIPELINE
+        return single_file.kind(path) in single_file.STABLE_DIFFUSION
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
+        parts = _load_folder(path, dtype) if path.is_dir() else single_file.load_parts(path, dtype)
+        unet = parts["unet"]
+        if unet.config.in_channels != 4 or unet.config.out_channels != 4:
+            raise UserError(
+                f"{path} takes {unet.config.in_channels} latent channels (an inpainting or editing model); "
+                "use a plain text-to-image checkpoint."
+            )
+        return cls(name=path.name, **parts, device=device, dtype=dtype)
+
+    # --- prompts ---
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Rows:
+        """{'prompt': [N, L, D]}: the text encoder's last hidden states, as diffusers' pipeline feeds them.
+
+        Prompts longer than the encoder's L tokens are cut, with a warning.
+        """
+        self._warn_of_long(prompts)
+        encoder = self.text_encoder.to(self.device)
+        rows = []
+        for start in range(0, len(prompts), ENCODE_BATCH):
+            tokens = self.tokenizer(
+                list(prompts[start : start + ENCODE_BATCH]),
+                padding="max_length",
+                max_length=self.prompt_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids  # [n, L]
+            with torch.no_grad():
+                rows.append(encoder(tokens.to(self.device))[0])
+        return {"prompt": torch.cat(rows)}
+
+    def release_text_encoders(self) -> None:
+        self.text_encoder.to("cpu")
+
+    def _warn_of_long(self, prompts: Sequence[str]) -> None:
+        lengths = [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids]
+        long = [prompt for prompt, n in zip(prompts, lengths, strict=True) if n > self.prompt_length]
+        if long:
+            warnings.warn(
+                f"{len(long)} of {len(prompts)} prompts are longer than the {self.prompt_length} tokens that "
+                f"{self.name} reads; the rest of them is ignored, first in {long[0][:60]!r}.",
+                stacklevel=3,
+            )
+
+    # --- sampling ---
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """(4, height / 8, width / 8)."""
+        scale = self.latent_scale
+        if height < scale or width < scale or height % scale or width % scale:
+            nearest = [max(round(side / scale), 1) * scale for side in (height, width)]
+            raise UserError(
+                f"{height} x {width} pixels do not fit {self.name}: height and width must be multiples of "
+                f"{scale}, for example {nearest[0]} x {nearest[1]}."
+            )
+        return (self.denoiser.config.in_channels, height // scale, width // scale)
+
+    def schedule(self, sampler: SamplerConfig) -> list[kernels.Step]:
+        """The steps of diffusers' DDIMScheduler with this model's scheduler_config.json, never clipped."""
+        if sampler.kernel not in ("auto", *kernels.DIFFUSION_KERNELS):
+            raise UserError(
+                f"Sampler {sampler.kernel!r} is for flow models; {self.name} runs "
+                f"{' or '.join(('auto', *kernels.DIFFUSION_KERNELS))}."
+            )
+        scheduler = _ddim(self.scheduler_config)
+        steps = []
+        try:
+            for timestep, alpha, alpha_next in _ddim_levels(scheduler, sampler.steps):
+                gaussian = kernels.ddim(alpha, alpha_next, sampler.eta, scheduler.config.prediction_type)
+                steps.append(kernels.Step(float(timestep), *gaussian))
+        except ValueError as error:
+            raise UserError(f"{self.name} cannot run its schedule: {error}") from error
+        return kernels.with_last_step_noise(steps, sampler.last_step_noise)
+
+    def denoise(self, latents: Tensor, timestep: float, conditioning: Rows) -> Tensor:
+        """eps or v [B, 4, h, w], float32; conditioning['prompt']: [B, L, D]."""
+        output = self.denoiser(
+            latents.to(self.dtype),
+            latents.new_full((latents.shape[0],), timestep),  # filled on the device: no wait for the GPU
+            encoder_hidden_states=conditioning["prompt"],
+            return_dict=False,
+        )[0]
+        return output.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels [B, 3, 8 h, 8 w] of latents [B, 4, h, w]."""
+        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        pixels = self.vae.decode(latents, return_dict=False)[0]  # nominally in [-1, 1]
+        return pixels.float() / 2 + 0.5
+
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        """Of the UNet and of the autoencoder, whose decoder needs the most memory of all."""
+        for network in (self.denoiser, self.vae):
+            if enabled:
+                network.enable_gradient_checkpointing()
+            else:
+                network.disable_gradient_checkpointing()
+
+
+# --- the schedule of diffusers ---
+
+
+def _ddim(config: dict[str, Any]) -> DDIMScheduler:
+    """diffusers' own DDIM scheduler for any scheduler's config: it knows every default and every table."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+
+
+def _ddim_levels(scheduler: DDIMScheduler, steps: int) -> list[tuple[int, float, float]]:
+    """(timestep, alpha, next alpha) of each step, noisiest first, as DDIMScheduler.step looks them up."""
+    alphas = scheduler.alphas_cumprod.tolist()
+    scheduler.set_timesteps(steps)
+    stride = len(alphas) // steps
+    levels = []
+    for timestep in scheduler.timesteps.tolist()[:steps]:  # trailing spacing yields one too many for some T
+        if timestep >= len(alphas):
+            raise ValueError(f"{steps} steps do not fit its {len(alphas)} training steps; use fewer.")
+        following = timestep - stride
+        alpha_next = alphas[following] if following >= 0 else float(scheduler.final_alpha_cumprod)
+        levels.append((timestep, alphas[timestep], alpha_next))
+    return levels
+
+
+# --- a folder as diffusers writes it ---
+
+
+def _pipeline_class(folder: Path) -> str | None:
+    """The pipeline class that model_index.json names; None where there is none."""
+    try:
+        return json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts of a StableDiffusionPipeline folder, as keywords of `StableDiffusion`. No network."""
+    needed = {"unet": "config.json", "vae": "config.json", "text_encoder": "config.json",
+              "tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}  # fmt: skip
+    missing = [f"{part}/{file}" for part, file in needed.items() if not (folder / part / file).is_file()]
+    if missing:
+        raise UserError(f"{folder} is incomplete: no {', '.join(missing)}; copy the whole folder again.")
+
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    try:
+        scheduler_config = json.loads((folder / "scheduler/scheduler_config.json").read_text("utf-8"))
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"The tokenizer or scheduler in {folder} cannot be read: {error}") from error
+    return {
+        "unet": _load_part(UNet2DConditionModel, folder / "unet", dtype),
+        "vae": _load_part(AutoencoderKL, folder / "vae", dtype),
+        "text_encoder": _load_part(CLIPTextModel, folder / "text_encoder", dtype),
+        "tokenizer": tokenizer,
+        "scheduler_config": scheduler_config,
+    }
+
+
+def _load_part(network: type, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """One network from its folder, whole or not at all: from_pretrained itself fills gaps with noise."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = any(folder.glob("*.bin"))
+        raise UserError(
+            f"{folder} holds pickled weights (.bin), which are never opened; convert them to .safetensors."
+            if pickled
+            else f"{folder} is incomplete: it holds no .safetensors file; copy the whole folder again."
+        )
+    for file in weights:
+        single_file.read_header(file)  # says what is wrong with a truncated file
+    variant = "fp16" if all(".fp16." in file.name for file in weights) else None
+    try:
+        module, info = network.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    gaps = [*info["missing_keys"], *info["mismatched_keys"]]
+    if gaps:
+        raise UserError(
+            f"{folder} does not fit its config.json: {len(gaps)} weights are missing, first {gaps[0]}."
+        )
+    return module
+
+
+def _frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    if module.dtype != dtype:  # diffusers warns about a cast even where there is nothing to cast
+        module = module.to(dtype)
+    return module.to(device).requires_grad_(False).eval()
+
+
+def _square(latent_side: int | Sequence[int], scale: int) -> tuple[int, int]:
+    height, width = (latent_side, latent_side) if isinstance(latent_side, int) else latent_side
+    return height * scale, width * scale

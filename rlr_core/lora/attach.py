@@ -1,0 +1,195 @@
+"""Put a LoRA adapter into a model's denoiser, switch it off and on, and take it out again (through peft)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from rlr_core.diffusion.models.base import DiffusionModel
+from rlr_core.errors import UserError, nearest
+
+ADAPTER = "rlr"  # the adapter's name inside peft
+
+
+class Adapter:
+    """A LoRA in a model: y = W x + strength * (alpha / rank) * B A x, A and B float32, nothing else trains.
+
+    Made by `attach`. A is [rank, in] ([rank, in, k, k] for a convolution), B is [out, rank].
+    """
+
+    def __init__(self, model: DiffusionModel, layers: dict[str, nn.Module]):
+        """layers: peft's LoRA layers by module path, sorted."""
+        self.model = model
+        self.layers = layers
+        self._strength = 1.0
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """'<module path>.lora_A.weight' and '....lora_B.weight' -> parameter, in sorted order."""
+        return {
+            f"{path}.{side}.weight": getattr(layer, side)[ADAPTER].weight
+            for path, layer in self.layers.items()
+            for side in ("lora_A", "lora_B")
+        }
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters in the order of `named_parameters`."""
+        return list(self.named_parameters().values())
+
+    def ranks(self) -> dict[str, int]:
+        """Rank of each adapted module."""
+        return {path: layer.r[ADAPTER] for path, layer in self.layers.items()}
+
+    def alphas(self) -> dict[str, float]:
+        """Alpha of each adapted module: its LoRA is scaled by alpha / rank."""
+        return {path: float(layer.lora_alpha[ADAPTER]) for path, layer in self.layers.items()}
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The base model inside the `with`: only flags change, gradients and parameters stay as they are."""
+        before = [layer._disable_adapters for layer in self.layers.values()]
+        for layer in self.layers.values():
+            layer._disable_adapters = True  # peft's public switch would also clear requires_grad
+        try:
+            yield
+        finally:
+            for layer, flag in zip(self.layers.values(), before, strict=True):
+                layer._disable_adapters = flag
+
+    @property
+    def strength(self) -> float:
+        """Factor on the LoRA when sampling: 1 as trained, 0 the base model."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        for layer in self.layers.values():
+            layer.set_scale(ADAPTER, value)
+        self._strength = value
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of the parameters on the CPU, float32, by name."""
+        return {name: p.detach().cpu().clone() for name, p in self.named_parameters().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over parameters from `state_dict`. Raises UserError, naming them, if any is missing or odd."""
+        parameters = self.named_parameters()
+        problems = [f"{name} is missing" for name in parameters if name not in state]
+        problems += [f"{name} is unknown" for name in state if name not in parameters]
+        problems += [
+            f"{name} has shape {list(state[name].shape)} instead of {list(parameter.shape)}"
+            for name, parameter in parameters.items()
+            if name in state and state[name].shape != parameter.shape
+        ]
+        if problems:
+            more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise UserError(f"These weights are for another adapter: {'; '.join(problems[:3])}{more}.")
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+
+    def detach(self) -> None:
+        """Take the adapter out: the denoiser has its own layers again, in the same places."""
+        denoiser = self.model.denoiser
+        for path, layer in self.layers.items():
+            _set_module(denoiser, path, layer.base_layer)
+        self.layers = {}
+        if hasattr(denoiser, "peft_config"):
+            del denoiser.peft_config
+
+
+def attach(
+    model: DiffusionModel,
+    rank: int = 8,
+    alpha: float | None = None,
+    targets: str | Sequence[str] = "attention",
+    seed: int = 0,
+) -> Adapter:
+    """Put a new LoRA into `model.denoiser`; it changes nothing until trained (B = 0).
+
+    alpha: None is `rank` (scale 1). targets: 'attention', 'attention+ff', 'all', or a list of module name
+    endings. seed: A is drawn from it alone (uniform in +-1/sqrt(inputs), as torch's Linear).
+    A model holds one adapter at a time. Raises UserError if it has one, or if nothing matches.
+    """
+    if rank < 1:
+        raise UserError(f"The LoRA rank must be at least 1, not {rank}.")
+    paths = target_paths(model, targets)
+    adapter = attach_to(model, dict.fromkeys(paths, (rank, float(rank if alpha is None else alpha))))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters().items():
+            if name.endswith(".lora_B.weight"):
+                parameter.zero_()
+                continue
+            bound = 1 / math.sqrt(parameter[0].numel())
+            parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+    return adapter
+
+
+def attach_to(model: DiffusionModel, modules: dict[str, tuple[int, float]]) -> Adapter:
+    """Put a LoRA of given rank and alpha into each named module; its weights are for the caller to fill."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    denoiser = model.denoiser
+    if any(_is_lora(module) for module in denoiser.modules()):
+        raise UserError(f"{model.name} already has an adapter; detach() it first, or load the model again.")
+    common_rank, common_alpha = Counter(modules.values()).most_common(1)[0][0]
+    config = LoraConfig(
+        r=common_rank,
+        lora_alpha=common_alpha,
+        target_modules="|".join(re.escape(path) for path in modules),
+        # "^": peft also tries these patterns on the endings of longer paths
+        rank_pattern={f"^{re.escape(p)}": r for p, (r, _) in modules.items() if r != common_rank},
+        alpha_pattern={f"^{re.escape(p)}": a for p, (_, a) in modules.items() if a != common_alpha},
+    )
+    with torch.random.fork_rng(devices=[]):  # peft draws initial values that are not kept
+        inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
+    layers = {path: denoiser.get_submodule(path) for path in sorted(modules)}
+    for layer in layers.values():
+        layer.lora_A[ADAPTER].to(torch.float32).requires_grad_(True)
+        layer.lora_B[ADAPTER].to(torch.float32).requires_grad_(True)
+    return Adapter(model, layers)
+
+
+def target_paths(model: DiffusionModel, targets: str | Sequence[str]) -> list[str]:
+    """Paths of the Linear and Conv2d modules of the denoiser that `targets` means, sorted."""
+    if isinstance(targets, str):
+        if targets not in model.lora_targets:
+            known = list(model.lora_targets)
+            raise UserError(
+                f"Unknown LoRA targets {targets!r}; use {', '.join(map(repr, known))} or a list of module "
+                f"names.{nearest(targets, known)}"
+            )
+        targets = model.lora_targets[targets]
+    endings = tuple(f".{name}" for name in targets)
+    paths = [
+        path
+        for path, module in model.denoiser.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and f".{path}".endswith(endings)
+    ]
+    if not paths:
+        raise UserError(
+            f"No layer of {model.name} is called {' or '.join(targets)}; its linear layers are called, for "
+            f"example, {', '.join(_examples(model.denoiser))}."
+        )
+    return sorted(paths)
+
+
+def _examples(denoiser: nn.Module, count: int = 5) -> list[str]:
+    """A few distinct last names of linear layers."""
+    linear = (path for path, module in denoiser.named_modules() if isinstance(module, nn.Linear))
+    return sorted({re.sub(r"^.*\.(?=\D)", "", path) for path in linear})[:count]
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return hasattr(module, "lora_A") and hasattr(module, "base_layer")
+
+
+def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
