@@ -70,7 +70,7 @@ class MethodConfig:
     inner_epochs: int = 2
     """ddpo: optimiser steps per rollout."""
     advantage: str = "leave_one_out"
-    """Baseline: leave_one_out (same prompt), z_score (same prompt, divided by its deviation), running_mean."""
+    """Baseline: leave_one_out (of the same prompt), z_score (divided by its deviation too), running_mean."""
     kl: float = 0.0
     """Weight beta of the exact KL divergence to the base model."""
 
@@ -221,7 +221,8 @@ def load_config(path: str | Path) -> TrainConfig:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the config {str(path)!r}: {getattr(error, 'strerror', error)}.") from error
+        reason = getattr(error, "strerror", error)
+        raise UserError(f"Cannot read the config {str(path)!r}: {reason}.") from error
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -358,7 +359,8 @@ def check_config(config: TrainConfig) -> None:
     method, sampler = config.method, config.sampler
     if method.name not in METHODS:
         raise UserError(
-            f"Unknown method {method.name!r}; known: {', '.join(METHODS)}.{nearest(method.name, list(METHODS))}"
+            f"Unknown method {method.name!r}; known: {', '.join(METHODS)}."
+            f"{nearest(method.name, list(METHODS))}"
         )
     for role, name in (("reward", config.reward), ("judge", config.evaluation.judge)):
         if isinstance(name, str) and name not in REWARDS:
@@ -410,4 +412,5 @@ def check_config(config: TrainConfig) -> None:
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise UserError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.{nearest(value, allowed)}")
+        hint = nearest(value, allowed)
+        raise UserError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.{hint}")
