@@ -1,0 +1,36 @@
+"""Ready-made configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlr_core.config import EvaluationConfig, MethodConfig, OptimizerConfig, SamplerConfig, TrainConfig
+
+
+def demo_config(out: str | Path = "runs/demo", seed: int = 0) -> TrainConfig:
+    """What `rlr demo` runs: the built-in model, minutes on two CPU cores.
+
+    It trains on the demo reward and is judged on captions whose pairs of shapes training never sees.
+    """
+    from rlr_core.demo.scenes import held_out_prompts, training_prompts
+
+    return TrainConfig(
+        model="demo",
+        reward="demo",
+        prompts=training_prompts(),
+        steps=60,
+        batch=32,
+        samples_per_prompt=4,
+        micro_batch=32,
+        decode_batch=32,
+        seed=seed,
+        out=str(out),
+        save_every=5,
+        keep_samples=8,
+        sampler=SamplerConfig(steps=10, eta=0.5, guidance=3.0),
+        method=MethodConfig(name="adaptive", budget=0.5),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=5),
+        evaluation=EvaluationConfig(
+            judge="judge", prompts=held_out_prompts(), samples=128, every=20, batch=32
+        ),
+    )

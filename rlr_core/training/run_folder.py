@@ -1,0 +1,257 @@
+"""A run folder: what a run leaves behind, written so that a kill or a full disk never costs the last state.
+
+    config.yaml           the settings that ran, defaults and all
+    metrics.jsonl         a JSON object per update
+    samples/              held-out pictures on the way: step_000010.png
+    state/                all it takes to go on exactly: state.safetensors
+    lora.safetensors, reward.png, before_after.png
+
+Every file but metrics.jsonl is replaced in one go: written beside itself, flushed to the disk, renamed.
+metrics.jsonl grows a flushed line at a time; a torn last line is ignored.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlr_core.config import TrainConfig, load_config, save_config, state_differences
+from rlr_core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+STATE = "state/state.safetensors"
+LORA = "lora.safetensors"
+_TEMPORARY = ".writing-"  # in front of a file's name while it is written
+
+
+class RunFolder:
+    """The folder of one run. Every write raises UserError where the disk is full or refuses."""
+
+    def __init__(self, path: Path, config: TrainConfig):
+        """Use `create`, `resume` or `open`."""
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, path: str | Path, config: TrainConfig) -> RunFolder:
+        """A new run folder that holds the config. Raises UserError where there already is something."""
+        path = Path(path).expanduser()
+        with _disk(path):
+            if path.is_dir():
+                _remove_temporaries(path)
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise UserError(_occupied(path))
+            path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path, config)
+        folder.write_text(CONFIG, save_config(config))
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run folder, cleared of what a killed run was writing. Raises UserError if it is none.
+
+        For whoever goes on writing; to look into a live run use `load_config` and `read_metrics`.
+        """
+        path = Path(path).expanduser()
+        if not path.is_dir():
+            raise UserError(f"There is no run folder {str(path)!r}.")
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{str(path)!r} is not a run folder: it holds no {CONFIG}.")
+        with _disk(path):
+            _remove_temporaries(path)
+        return cls(path, load_config(path / CONFIG))
+
+    @classmethod
+    def resume(cls, path: str | Path, config: TrainConfig) -> RunFolder:
+        """An existing run folder that goes on under `config`, which replaces the one it holds.
+
+        Raises UserError where the two differ in a setting that the saved state depends on.
+        """
+        folder = cls.open(path)
+        differences = state_differences(config, folder.config)
+        if differences:
+            raise UserError(
+                f"{str(folder.path)!r} was run with other settings: {', '.join(differences)}. "
+                "Resume with the folder's own, or start anew with another --out."
+            )
+        if save_config(config) != save_config(folder.config):
+            folder.config = config
+            folder.write_text(CONFIG, save_config(config))
+        return folder
+
+    # --- metrics ---
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add a row: numbers, strings, None, nested. JSON has no infinity and no NaN: they become null."""
+        data = (json.dumps(_plain(row), allow_nan=False) + "\n").encode()
+        path = self.path / METRICS
+        with self._disk(path), open(path, "ab") as file:
+            size = file.tell()
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(path, size)
+                raise
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows, in order."""
+        return read_metrics(self.path)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop the rows after `step` and torn lines: what a run had written since its last state."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        self.write_text(METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+
+    # --- state ---
+
+    def save_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Replace the state. tensors: by name, any dtype and device; values: what JSON holds, exactly."""
+        from safetensors.torch import save
+
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        data = save(copies, metadata={"values": json.dumps(values)})
+        with self.replacing(STATE) as path:
+            path.write_bytes(data)
+
+    def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors (on the CPU) and values saved last, or None. Raises UserError if the file is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path / STATE
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                values = json.loads(file.metadata()["values"])
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"The state {str(path)!r} is damaged ({error}). Delete it to run again from the beginning."
+            ) from error
+        return tensors, values
+
+    # --- pictures and other files ---
+
+    def save_samples(self, step: int, images: Tensor, columns: int | None = None) -> Path:
+        """samples/step_000010.png: a grid of images [N, 3, H, W] or [N, F, 3, H, W] in [0, 1]."""
+        from rlr_core.plots import grid
+
+        return self.save_image(f"samples/step_{step:06d}.png", grid(images, columns))
+
+    def save_image(self, name: str, image: Any) -> Path:
+        """A picture as PNG: a PIL image, or a tensor [3, H, W] in [0, 1]. Returns its path."""
+        from rlr_core.plots import to_pil
+
+        with self.replacing(name) as path:
+            to_pil(image).save(path, format="PNG")
+        return self.path / name
+
+    def write_text(self, name: str, text: str) -> Path:
+        """A text file in UTF-8. Returns its path."""
+        with self.replacing(name) as path:
+            path.write_bytes(text.encode())
+        return self.path / name
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A temporary path to write `name` to; on leaving it takes the name's place, whole, or not at all."""
+        target = self.path / name
+        temporary = target.with_name(_TEMPORARY + target.name)
+        with self._disk(target):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield temporary
+                _flush(temporary)
+                os.replace(temporary, target)
+                _flush(target.parent)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
+
+    def _disk(self, target: Path):
+        if (self.path / STATE).exists():
+            way_out = f"The last saved state is whole: make room and go on with --resume {self.path}."
+        else:
+            way_out = "No state had been saved yet: make room and start again."
+        return _disk(target, way_out)
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run folder's metrics.jsonl, without torn lines; safe while the run is alive."""
+    try:
+        data = (Path(path).expanduser() / METRICS).read_bytes()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in data.split(b"\n"):
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
+    return rows
+
+
+@contextmanager
+def _disk(target: Path, way_out: str = "Make room and start again.") -> Iterator[None]:
+    """Turn what a disk can refuse into a sentence."""
+    try:
+        yield
+    except Exception as error:
+        # Files that safetensors writes report a full disk in their message only.
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise UserError(f"The disk is full: {str(target)!r} could not be written. {way_out}") from error
+        if isinstance(error, OSError):
+            raise UserError(f"Cannot write {str(target)!r}: {error.strerror or error}. {way_out}") from error
+        raise
+
+
+def _occupied(path: Path) -> str:
+    if not path.is_dir():
+        return f"{str(path)!r} is a file; a run needs a folder: choose another --out."
+    if (path / CONFIG).is_file():
+        return f"{str(path)!r} already holds a run: go on with --resume {path}, or choose another --out."
+    return f"{str(path)!r} exists and is not empty: choose another --out."
+
+
+def _remove_temporaries(path: Path) -> None:
+    for folder in (path, path / "state", path / "samples"):
+        for leftover in folder.glob(_TEMPORARY + "*"):
+            leftover.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows keeps the names itself
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: one-element tensors and arrays as numbers, numbers that are not finite as None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
