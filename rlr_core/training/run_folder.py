@@ -95,11 +95,11 @@ class RunFolder:
         """Add a row: numbers, strings, None, nested. JSON has no infinity and no NaN: they become null."""
         data = (json.dumps(_plain(row), allow_nan=False) + "\n").encode()
         path = self.path / METRICS
-        with self._disk(path), open(path, "ab") as file:
+        with self._disk(path), open(path, "ab", buffering=0) as file:
             size = file.tell()
             try:
-                file.write(data)
-                file.flush()
+                while data:
+                    data = data[file.write(data) :]
                 os.fsync(file.fileno())
             except OSError:
                 with suppress(OSError):
