@@ -1,4 +1,4 @@
-"""The methods: a table whose rows differ in which steps are visited, how cotangents are mixed, what is perturbed.
+"""The methods: a table of which steps are visited, how cotangents are mixed, and what is perturbed.
 
 Each row's plan is a few lines; the walk and the zeroth order below it are shared by all (math.md section 2).
 """
@@ -75,11 +75,11 @@ class Method:
                     f"method.window is {options.window}; with {T} sampler steps it must be 1..{T - 1}."
                 )
             if options.start == "range":
-                bounds = options.start_range
-                if not bounds or len(bounds) != 2 or not 2 <= bounds[0] <= bounds[1] <= T - options.window + 1:
+                bounds, last = options.start_range, T - options.window + 1
+                if not bounds or len(bounds) != 2 or not 2 <= bounds[0] <= bounds[1] <= last:
                     raise UserError(
-                        f"method.start_range is {bounds}; it must be two steps a <= b within "
-                        f"2..{T - options.window + 1} (step 1 makes the picture)."
+                        f"method.start_range is {bounds}; it must be two steps a <= b within 2..{last} "
+                        f"(step 1 makes the picture)."
                     )
         if self.name == "truncated" and not 1 <= options.depth <= T:
             raise UserError(f"method.depth is {options.depth}; with {T} sampler steps it must be 1..{T}.")
@@ -122,7 +122,7 @@ def rlr(s: Setting) -> Plan:
     steps = _steps(s)
     noisy = [t for t in range(2, s.T - h + 2) if s.sigmas[t - 1] > 0]
     if not noisy:
-        raise UserError("No step from 2 on has the noise that a half-order window starts from: raise sampler.eta.")
+        raise UserError("No step from 2 on has the noise that a window starts from: raise sampler.eta.")
     factor = 1.0
     if remainder == "importance":
         tiles = np.asarray(_tiles(s, h))

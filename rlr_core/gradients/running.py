@@ -30,8 +30,9 @@ class Statistics:
         for kind, value in (("pathwise", pathwise), ("ratio", ratio)):
             self._counts[kind][t] += value.shape[0]
             parts = [value.sum(0), value.square().sum()]
-            old = self._moments.get((kind, t))
-            self._moments[kind, t] = parts if old is None else [a + b for a, b in zip(old, parts, strict=True)]
+            if (kind, t) in self._moments:
+                parts = [old + new for old, new in zip(self._moments[kind, t], parts, strict=True)]
+            self._moments[kind, t] = parts
 
     def contribution(self, t: int, norm: Tensor, samples: int) -> None:
         """Add the norm (0-dim) of step t's gradient, a sum over `samples` trajectories."""
@@ -46,23 +47,22 @@ class Statistics:
         reduce = reduce or (lambda tensor: tensor)
         counts = {k: reduce(torch.from_numpy(v.copy())).numpy() for k, v in self._counts.items()}
         found = {kind: np.full(self.T + 1, np.nan) for kind in ("pathwise", "ratio", "gradient")}
-        for kind, t in sorted({(k, t) for k in ("pathwise", "ratio") for t in range(self.T + 1) if counts[k][t] > 1}):
-            total, square = (reduce(part) for part in self._parts(kind, t))
-            count = counts[kind][t]
-            variance = (square - total.square().sum() / count) / (count - 1)
-            found[kind][t] = float(variance)
         for t in range(1, self.T + 1):
-            if counts["gradient"][t] > 0:
-                square = self._squares.get(t)
-                value = float(reduce(square if square is not None else torch.zeros(()))) / counts["gradient"][t]
-                found["gradient"][t] = value
+            for kind in ("pathwise", "ratio"):
+                if (count := counts[kind][t]) > 1:
+                    total, square = (reduce(part) for part in self._parts(kind, t))
+                    found[kind][t] = float((square - total.square().sum() / count) / (count - 1))
+            if (count := counts["gradient"][t]) > 0:
+                found["gradient"][t] = float(reduce(self._squares.get(t, self._zero()))) / count
         return found
 
     def _parts(self, kind: str, t: int) -> list[Tensor]:
         if (kind, t) in self._moments:
             return self._moments[kind, t]
-        like = next(iter(self._moments.values()))
-        return [torch.zeros_like(part) for part in like]
+        return [torch.zeros_like(part) for part in next(iter(self._moments.values()))]
+
+    def _zero(self) -> Tensor:
+        return torch.zeros_like(next(iter(self._squares.values())))
 
 
 class Running:

@@ -243,7 +243,7 @@ def _kl_pull(
     proximity: Proximity,
     result: WalkResult,
 ) -> Tensor | None:
-    """-beta (mu - mu_base) / sigma^2, the pull towards the base model, for the parameters alone (section 5)."""
+    """-beta (mu - mu_base) / sigma^2: the pull to the base, for the parameters alone (section 5)."""
     if proximity.kl <= 0:
         return None
     with torch.no_grad(), proximity.base():
