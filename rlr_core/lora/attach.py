@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError, nearest
+from rlr_core.lora.formats import LoraModule, save_lora
 
 ADAPTER = "rlr"  # the adapter's name inside peft
 
@@ -41,13 +43,20 @@ class Adapter:
         """The parameters in the order of `named_parameters`."""
         return list(self.named_parameters().values())
 
-    def ranks(self) -> dict[str, int]:
-        """Rank of each adapted module."""
-        return {path: layer.r[ADAPTER] for path, layer in self.layers.items()}
+    def modules(self) -> dict[str, LoraModule]:
+        """Both matrices (float32 copies on the CPU) and alpha of each adapted module, by module path."""
+        state = self.state_dict()
+        modules = {}
+        for path, layer in self.layers.items():
+            down, up = state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"]
+            modules[path] = LoraModule(down, up, float(layer.lora_alpha[ADAPTER]))
+        return modules
 
-    def alphas(self) -> dict[str, float]:
-        """Alpha of each adapted module: its LoRA is scaled by alpha / rank."""
-        return {path: float(layer.lora_alpha[ADAPTER]) for path, layer in self.layers.items()}
+    def save(
+        self, path: str | Path, layout: str = "kohya", metadata: Mapping[str, object] | None = None
+    ) -> Path:
+        """Write a .safetensors file that ComfyUI and diffusers load; see `formats.save_lora`."""
+        return save_lora(self, path, layout, metadata)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

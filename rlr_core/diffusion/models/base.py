@@ -43,6 +43,11 @@ class DiffusionModel(ABC):
     lora_prefixes: dict[str, str]
     """How this family's keys begin in files: {'kohya': 'lora_unet_', 'diffusers': 'unet.'}."""
 
+    @property
+    def architecture(self) -> str:
+        """Its name in the modelspec standard, for the metadata of LoRA files: 'stable-diffusion-v1'."""
+        return self.family
+
     @classmethod
     @abstractmethod
     def recognises(cls, path: Path) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -95,8 +97,29 @@ def _load(path: Path, device: torch.device, dtype: torch.dtype) -> DiffusionMode
     for name in FAMILIES:
         family = _family(name)
         if family.recognises(path):
-            return family.load(path, device, dtype)
+            with _quiet_libraries():
+                return family.load(path, device, dtype)
     raise UserError(f"{path} {_what_it_is(path)}. Families that can be trained: {', '.join(FAMILIES)}.")
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """No progress bars and remarks of diffusers and transformers inside; errors still get through."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity[0])
+        transformers_logging.set_verbosity(verbosity[1])
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _family(name: str) -> type[DiffusionModel]:

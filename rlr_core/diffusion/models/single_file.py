@@ -13,7 +13,6 @@ from rlr_core.errors import UserError
 Shapes = dict[str, tuple[int, ...]]
 """Tensor name -> shape."""
 
-STABLE_DIFFUSION = ("sd1", "sd2")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 KINDS = {
@@ -105,6 +104,3 @@ def kind_of(shapes: Shapes) -> str:
             return "vae" if name == "unet" and "decoder.conv_in.weight" in shapes else name
     return "unknown"
 
-
-def load_parts(path: Path, dtype):
-    raise UserError(f"{path} is a single file.")

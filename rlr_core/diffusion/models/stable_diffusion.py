@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlr_core.diffusion import kernels
-from rlr_core.diffusion.models import single_file
+from rlr_core.diffusion.models import ldm_checkpoint, single_file
 from rlr_core.diffusion.models.base import DiffusionModel, Rows
 from rlr_core.errors import UserError
 
@@ -63,15 +63,22 @@ class StableDiffusion(DiffusionModel):
         self.latent_scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent, each way
         self.default_size = _square(unet.config.sample_size, self.latent_scale)
 
+    @property
+    def architecture(self) -> str:
+        v_prediction = self.scheduler_config.get("prediction_type") == "v_prediction"
+        version_2 = "stable-diffusion-v2-768-v" if v_prediction else "stable-diffusion-v2-512"
+        by_width = {768: "stable-diffusion-v1", 1024: version_2}  # of the text encoder
+        return by_width.get(self.denoiser.config.cross_attention_dim, self.family)
+
     @classmethod
     def recognises(cls, path: Path) -> bool:
         if path.is_dir():
             return _pipeline_class(path) == PIPELINE
-        return single_file.kind(path) in single_file.STABLE_DIFFUSION
+        return single_file.kind(path) in ldm_checkpoint.KINDS
 
     @classmethod
     def load(cls, path: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
-        parts = _load_folder(path, dtype) if path.is_dir() else single_file.load_parts(path, dtype)
+        parts = _load_folder(path, dtype) if path.is_dir() else ldm_checkpoint.load_parts(path, dtype)
         unet = parts["unet"]
         if unet.config.in_channels != 4 or unet.config.out_channels != 4:
             raise UserError(

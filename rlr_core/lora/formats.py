@@ -1,0 +1,207 @@
+"""LoRA files: written whole or not at all, read strictly, in the two layouts that the field uses.
+
+kohya      lora_unet_<module path with _>.lora_down.weight, .lora_up.weight and .alpha: every ComfyUI, A1111
+           and diffusers loads it, at the right strength.
+diffusers  unet.<module path>.lora_A.weight and .lora_B.weight, alpha in the metadata: for diffusers only.
+           (ComfyUI knows no metadata and not all of these names: it would apply half of the file.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlr_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rlr_core.lora.attach import Adapter
+
+LAYOUTS = ("kohya", "diffusers")
+DIFFUSERS_METADATA = "lora_adapter_metadata"  # the key under which diffusers looks for peft's settings
+
+KEY = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_down|lora_up|lora_A|lora_B|lora\.down|lora\.up)\.weight|(?P<scaled>.+)\.alpha"
+)
+DOWN = ("lora_down", "lora_A", "lora.down")
+TEXT_ENCODER = ("lora_te", "text_encoder")
+
+
+class LoraModule(NamedTuple):
+    """The change of one module: alpha / rank * up @ down."""
+
+    down: Tensor  # [rank, in] or [rank, in, k, k]
+    up: Tensor  # [out, rank] or [out, rank, 1, 1]
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass
+class LoraFile:
+    """What a LoRA file holds."""
+
+    modules: dict[str, LoraModule]
+    """By the module's name in the file, prefix included, sorted."""
+    metadata: dict[str, str]
+
+
+def save_lora(
+    adapter: Adapter,
+    path: str | Path,
+    layout: str = "kohya",
+    metadata: Mapping[str, object] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write the adapter as a .safetensors file and return its path; an existing file is replaced at once.
+
+    metadata: what to remember about the run (method, reward, steps, ...), stored as 'rlr_<key>' strings.
+    The alpha in the file is the trained one: strength 1 on loading is the adapter as it was trained.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"Unknown LoRA layout {layout!r}; use one of {', '.join(LAYOUTS)}.")
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"A LoRA is saved as .safetensors; give {path.with_suffix('.safetensors')} instead.")
+    prefix = adapter.model.lora_prefixes[layout]
+    modules = adapter.modules()
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        if layout == "kohya":
+            key = prefix + name.replace(".", "_")
+            names = (f"{key}.lora_down.weight", f"{key}.lora_up.weight")
+            tensors[f"{key}.alpha"] = torch.tensor(module.alpha, dtype=torch.float32)
+        else:
+            names = (f"{prefix}{name}.lora_A.weight", f"{prefix}{name}.lora_B.weight")
+        for key, tensor in zip(names, (module.down, module.up), strict=True):
+            tensors[key] = tensor.to(dtype).contiguous()
+    header = _header(adapter, modules, metadata or {})
+    if layout == "diffusers":
+        header[DIFFUSERS_METADATA] = json.dumps(_peft_settings(modules, prefix))
+    _write_whole(tensors, path, header)
+    return path
+
+
+def load_lora(path: str | Path) -> LoraFile:
+    """Read a LoRA file in either layout.
+
+    Raises UserError if it is no plain LoRA (LoHa, LoKr, DoRA, a checkpoint, ...) or is damaged.
+    """
+    from rlr_core.diffusion.models.single_file import KINDS, kind, read_header
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no LoRA file {str(path)!r}.")
+    found = kind(path)
+    if found != "lora":
+        raise UserError(f"{path} is {KINDS[found]}, not a LoRA.")
+    metadata = read_header(path).metadata
+    from safetensors.torch import load_file
+
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in load_file(path).items():
+        match = KEY.fullmatch(key)
+        if match is None:
+            raise UserError(f"{path} is not a plain LoRA: {key!r} is not understood, so nothing was loaded.")
+        part = "alpha" if match["part"] is None else "down" if match["part"] in DOWN else "up"
+        parts.setdefault(match["module"] or match["scaled"], {})[part] = tensor
+    halves = [name for name, found in parts.items() if "down" not in found or "up" not in found]
+    if halves:
+        raise UserError(f"{path} is incomplete: {halves[0]!r} has only one of its two matrices.")
+    alphas = _diffusers_alphas(metadata, parts)
+    modules = {}
+    for name, found in sorted(parts.items()):
+        alpha = float(found["alpha"]) if "alpha" in found else alphas.get(name, float(found["down"].shape[0]))
+        modules[name] = LoraModule(found["down"], found["up"], alpha)
+    return LoraFile(modules, metadata)
+
+
+def is_text_encoder(name: str) -> bool:
+    """Whether a module's name in a file belongs to a text encoder."""
+    return name.startswith(TEXT_ENCODER)
+
+
+# --- metadata ---
+
+
+def _header(
+    adapter: Adapter, modules: Mapping[str, LoraModule], metadata: Mapping[str, object]
+) -> dict[str, str]:
+    """What other programs show about a LoRA (kohya's ss_*, the modelspec standard), and our own notes."""
+    ranks = {module.rank for module in modules.values()}
+    alphas = {module.alpha for module in modules.values()}
+    header = {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{adapter.model.architecture}/lora",
+        "modelspec.title": f"LoRA for {adapter.model.name}",
+        "rlr_base": adapter.model.name,
+    }
+    return header | {f"rlr_{key}": str(value) for key, value in metadata.items()}
+
+
+def _peft_settings(modules: Mapping[str, LoraModule], prefix: str) -> dict[str, object]:
+    """peft's LoraConfig for these modules, each key prefixed as diffusers does ('unet.r')."""
+    rank = Counter(module.rank for module in modules.values()).most_common(1)[0][0]
+    alpha = Counter(module.alpha for module in modules.values()).most_common(1)[0][0]
+    settings = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{name}": m.rank for name, m in modules.items() if m.rank != rank},
+        "alpha_pattern": {f"^{name}": m.alpha for name, m in modules.items() if m.alpha != alpha},
+        "target_modules": sorted(modules),
+    }
+    return {prefix + key: value for key, value in settings.items()}
+
+
+def _diffusers_alphas(metadata: Mapping[str, str], names: Mapping[str, object]) -> dict[str, float]:
+    """Alpha of each module whose file keeps it in diffusers' metadata, by name in the file."""
+    if DIFFUSERS_METADATA not in metadata:
+        return {}
+    settings = json.loads(metadata[DIFFUSERS_METADATA])
+    alphas = {}
+    for key, alpha in settings.items():
+        prefix, found, _ = key.rpartition("lora_alpha")
+        if not found:
+            continue
+        pattern = settings.get(f"{prefix}alpha_pattern") or {}
+        for name in names:
+            if name.startswith(prefix):
+                path = name.removeprefix(prefix)
+                special = [a for p, a in pattern.items() if re.fullmatch(rf"(.*\.)?({p})", path)]
+                alphas[name] = float(special[0] if special else alpha)
+    return alphas
+
+
+# --- writing ---
+
+
+def _write_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write beside the target, flush to the disk, then rename: the file is never seen half-written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".writing-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata=metadata)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The LoRA could not be written to {path}: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
