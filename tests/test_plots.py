@@ -42,17 +42,11 @@ def drawn(monkeypatch):
 
 
 def boxes(figure):
-    """Where every visible text of a figure is, in pixels."""
-    renderer = figure.canvas.get_renderer()
-    texts = [
-        text for text in figure.findobj(lambda item: hasattr(item, "get_text")) if text.get_text().strip()
-    ]
-    return [(t.get_text(), t.get_window_extent(renderer)) for t in texts if t.get_visible() and in_use(t)]
+    """Every visible text of a figure that has been drawn, and where it is, in pixels."""
+    from matplotlib.text import Text
 
-
-def in_use(text):
-    """Tick labels beyond the axes' limits exist and are not drawn."""
-    return text.get_window_extent().width > 0
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [(text.get_text(), text.get_window_extent()) for text in texts]
 
 
 def rows(updates, judge=True, kl=True):
