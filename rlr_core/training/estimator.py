@@ -286,6 +286,26 @@ class Estimator:
             float(self.world.sum(clipped)),
         )
 
+    @torch.no_grad()
+    def measure_kl(self, rollouts: Rollouts, step: int, samples: int = 4) -> float:
+        """KL to the base per trajectory, estimated at one random noisy step of a few trajectories.
+
+        A cheap figure for those who do not train with it; NaN where no step has noise.
+        """
+        noisy = [t for t, sigma in enumerate(self.sigmas, start=1) if sigma > 0]
+        if not noisy or not rollouts.parts:
+            return float("nan")
+        t = int(np.random.default_rng([self.seed, step + 1, 5]).choice(noisy))
+        trajectory = rollouts.parts[0].trajectory
+        x = trajectory.latents[t][:samples]
+        conditioning = trajectory.conditioning.select(torch.arange(len(x)))
+        mean = self.chain.mean(x, t, conditioning)
+        with self.base():
+            base = self.chain.mean(x, t, conditioning)
+        per_step = (mean - base).square().sum() / (2 * self.sigmas[t - 1] ** 2)
+        sums = self.world.sum(torch.stack([per_step.cpu(), torch.tensor(float(len(x)))]))
+        return float(sums[0] / sums[1]) * len(noisy)
+
     def _signals(self, rollouts: Rollouts, batch: Batch) -> list[Signals]:
         """Each part's advantages and pathwise start."""
         kind = self.options.advantage

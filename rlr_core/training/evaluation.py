@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlr_core.diffusion.chain import Chain, Conditioning, Noise, rollout
+from rlr_core.training.distributed import Alone, World
 
 if TYPE_CHECKING:
     from rlr_core.rewards.base import Reward
@@ -95,20 +96,23 @@ def evaluate(
     device: torch.device | str = "cpu",
     keep: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    world: World | None = None,
 ) -> Evaluation:
     """Sample picture i with prompt i and seed i, decode and score, `batch` pictures at a time.
 
     rewards: by the name that their scores get. conditioning_of: the conditioning of the pictures of the given
     indices. latent_shape: of one latent. keep: how many pictures to hold on to, from the first. on_progress:
-    called with the pictures done and their number.
+    called with the pictures done and their number. world: processes that share the pictures out among them.
     """
     if len(prompts) != len(seeds) or not prompts:
         raise ValueError(f"An evaluation takes a seed for every prompt, not {len(seeds)} for {len(prompts)}.")
+    world = world or Alone()
+    own = world.slice(len(prompts))
     scores: dict[str, list[Tensor]] = {name: [] for name in rewards}
     kept: list[Tensor] = []
     thumbnails: list[Tensor] = []
-    for first in range(0, len(prompts), batch):
-        index = list(range(first, min(first + batch, len(prompts))))
+    for first in range(own.start, own.stop, batch):
+        index = list(range(first, min(first + batch, own.stop)))
         noise = Noise([seeds[i] for i in index], latent_shape, device)
         latents = rollout(chain, noise, conditioning_of(index), keep=False).final
         images = chain.model.decode(latents).float().clamp(0, 1)
@@ -117,14 +121,20 @@ def evaluate(
         kept.append(images[: max(0, keep - first)].cpu())
         thumbnails.append(_thumbnails(images).cpu())
         if on_progress is not None:
-            on_progress(index[-1] + 1, len(prompts))
+            on_progress(index[-1] + 1 - own.start, len(own))
     return Evaluation(
         list(prompts),
         [int(seed) for seed in seeds],
-        {name: torch.cat(values) for name, values in scores.items()},
-        diversity(torch.cat(thumbnails), prompts),
-        torch.cat(kept),
+        {name: _whole(world, values) for name, values in scores.items()},
+        diversity(_whole(world, thumbnails), prompts),
+        _whole(world, kept),
     )
+
+
+def _whole(world: World, parts: list[Tensor]) -> Tensor:
+    """What all processes have, in order: each one's parts [n, ...] in a row."""
+    pieces = world.gather(torch.cat(parts) if parts else None)
+    return torch.cat([piece for piece in pieces if piece is not None])
 
 
 def plan(prompts: int, samples: int, seed: int) -> tuple[list[int], list[int]]:

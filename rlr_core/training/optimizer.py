@@ -1,0 +1,117 @@
+"""The optimiser, its learning rate, and the running average of the adapter's weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from rlr_core.config import OptimizerConfig
+from rlr_core.errors import UserError
+
+
+class Ascent:
+    """Climbs a gradient: clips it, sets the learning rate of the update, averages the weights."""
+
+    def __init__(self, parameters: Sequence[Tensor], config: OptimizerConfig, steps: int):
+        """steps: updates of the whole run, for the schedule."""
+        self.parameters, self.config, self.steps = list(parameters), config, steps
+        arguments = {
+            "lr": config.learning_rate,
+            "betas": (config.beta1, config.beta2),
+            "weight_decay": config.weight_decay,
+        }
+        self.optimizer = _optimizer_class(config.name)(self.parameters, **arguments)
+        self.averages = [p.detach().clone() for p in self.parameters] if config.average else None
+        self.taken = 0
+
+    def learning_rate(self, step: int) -> float:
+        """Of update `step`, counted from 0."""
+        c = self.config
+        rate = c.learning_rate * min(1.0, (step + 1) / (c.warmup + 1))
+        left = 1 - max(0, step - c.warmup) / max(1, self.steps - c.warmup)
+        if c.schedule == "linear":
+            rate *= left
+        elif c.schedule == "cosine":
+            rate *= 0.5 * (1 - math.cos(math.pi * left))
+        return rate
+
+    def climb(self, gradient: Sequence[Tensor], step: int) -> tuple[float, bool]:
+        """One optimiser step along `gradient`. Returns its norm before clipping, and whether it was taken.
+
+        A gradient that is not finite is not taken.
+        """
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradient))))
+        value = float(norm)
+        if not math.isfinite(value):
+            return value, False
+        limit = self.config.max_norm
+        scale = -min(1.0, limit / value) if limit and value > 0 else -1.0
+        for parameter, direction in zip(self.parameters, gradient, strict=True):
+            parameter.grad = direction.to(parameter.dtype) * scale
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average()
+        return value, True
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        self.taken += 1
+        if self.averages is not None:
+            # while few steps are taken, the plain mean; later the running one
+            decay = min(self.config.average, self.taken / (self.taken + 1))
+            torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def averaged(self) -> Iterator[None]:
+        """The parameters are their running average inside the `with`."""
+        if self.averages is None:
+            yield
+            return
+        own = [parameter.detach().clone() for parameter in self.parameters]
+        torch._foreach_copy_(self.parameters, self.averages)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(self.parameters, own)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Flat: '<parameter>.<name>' of the optimiser, 'average.<parameter>', and the count of steps."""
+        flat = {"taken": torch.tensor(self.taken)}
+        for place, values in self.optimizer.state_dict()["state"].items():
+            flat |= {f"{place}.{name}": v for name, v in values.items() if isinstance(v, Tensor)}
+        flat |= {f"average.{i}": average for i, average in enumerate(self.averages or [])}
+        return flat
+
+    @torch.no_grad()
+    def load_state_dict(self, flat: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in flat.items():
+            place, _, name = key.partition(".")
+            if place == "taken":
+                self.taken = int(value)
+            elif place == "average":
+                self.averages[int(name)].copy_(value)
+            else:
+                state.setdefault(int(place), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _optimizer_class(name: str):
+    if name == "adamw":
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            "optimizer.name is adamw8bit and bitsandbytes is not installed: "
+            "pip install bitsandbytes, or use adamw."
+        ) from error
+    return AdamW8bit

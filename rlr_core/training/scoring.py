@@ -1,0 +1,83 @@
+"""From latents to rewards: decode and score a few pictures at a time, into the gradient of the latents.
+
+Pictures are independent, so going through them in pieces is exact; the peak is that of one piece.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rlr_core.diffusion.models.base import DiffusionModel
+from rlr_core.rewards.base import Reward
+from rlr_core.training.estimator import Scores
+
+
+class Scorer:
+    """Scores latents of known prompts with one reward; collects the reward's parts for the metrics."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        reward: Reward,
+        prompts: Callable[[Tensor], Sequence[str]],
+        decode_batch: int = 1,
+        before_piece: Callable[[], None] = lambda: None,
+        surrogate: bool = True,
+    ):
+        """prompts: the prompts of trajectories by index; before_piece: called ahead of each piece, may raise.
+
+        surrogate: use a black-box reward's differentiable stand-in.
+        """
+        self.model, self.reward, self.prompts = model, reward, prompts
+        self.decode_batch, self.before_piece = decode_batch, before_piece
+        self.surrogate = None if reward.differentiable or not surrogate else reward.surrogate
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
+
+    @property
+    def pathwise(self) -> bool:
+        """Whether there is any gradient to start from."""
+        return self.reward.differentiable or self.surrogate is not None
+
+    def __call__(self, latents: Tensor, index: Tensor, gradient: bool) -> Scores:
+        """Scores of final latents [N, ...]; index: their places in the batch [N]."""
+        prompts = self.prompts(index)
+        pieces = []
+        for start in range(0, len(latents), self.decode_batch):
+            self.before_piece()
+            piece = slice(start, start + self.decode_batch)
+            pieces.append(self._piece(latents[piece], prompts[piece], gradient))
+        columns = zip(*pieces, strict=True)
+        return Scores(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+    def _piece(self, latents: Tensor, prompts: Sequence[str], gradient: bool) -> tuple:
+        """Reward [N], gradient [N, ...] or None, surrogate [N] or None."""
+        gradient = gradient and self.pathwise
+        with torch.set_grad_enabled(gradient):
+            leaf = latents.detach().requires_grad_(gradient)
+            images = self.model.decode(leaf).clamp(0, 1)
+            if self.surrogate is None:
+                reward = value = self.reward(images, prompts)
+                self._note(self.reward)
+            else:
+                with torch.no_grad():
+                    reward = self.reward(images.detach(), prompts)
+                    self._note(self.reward)
+                value = self.surrogate(images, prompts) if gradient else None
+        if not gradient:
+            return reward.detach(), None, None
+        (pulled,) = torch.autograd.grad(value.sum(), leaf)
+        return reward.detach(), pulled, None if self.surrogate is None else value.detach()
+
+    def _note(self, reward: Reward) -> None:
+        for name, values in reward.parts().items():
+            self._parts[name].append(values.detach().float().cpu())
+
+    def parts(self) -> dict[str, float]:
+        """Means of the reward's parts since the last call, by name."""
+        means = {name: float(torch.cat(values).mean()) for name, values in self._parts.items()}
+        self._parts.clear()
+        return means
