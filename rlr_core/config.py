@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -179,6 +181,9 @@ class TrainConfig:
     """The held-out judge."""
 
     def __post_init__(self) -> None:
+        for name in ("model", "out", "prompts"):
+            if isinstance(getattr(self, name), os.PathLike):
+                setattr(self, name, os.fspath(getattr(self, name)))
         if isinstance(self.method, str):
             self.method = MethodConfig(name=self.method)
         for name, kind in _SECTIONS.items():
@@ -188,7 +193,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists, defaults and all."""
-        return dataclasses.asdict(self)
+        return _plain(dataclasses.asdict(self))
 
     def fingerprint(self) -> str:
         """Hash of what a saved state depends on; a state goes on only under the same fingerprint."""
@@ -262,12 +267,14 @@ def override(config: TrainConfig, assignments: Sequence[str]) -> TrainConfig:
         for name in path:
             place = place.get(name) if isinstance(place, Mapping) else None
             if not isinstance(place, Mapping):
-                raise UserError(_unknown(key, list(data)))
+                raise UserError(_unknown(key, _keys(data)))
         free = bool(path) and path[-1].endswith("_options")
         if last not in place and not free:
-            raise UserError(_unknown(key, [".".join([*path, name]) for name in place]))
+            raise UserError(_unknown(key, _keys(data)))
         if not path and last == "method" and isinstance(value, str):
             place["method"]["name"] = value
+        elif isinstance(place.get(last), str) and not isinstance(value, (str, list, dict)):
+            place[last] = text.strip()  # out=2024 is a name, and nothing is an empty text
         else:
             place[last] = value
     return config_from_dict(data)
@@ -278,7 +285,10 @@ def _from_mapping(kind: type, data: Mapping[str, Any], prefix: str) -> Any:
     values = {}
     for key, value in data.items():
         if key not in hints:
-            raise UserError(_unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in hints]))
+            known = [f"{prefix}{name}" for name in hints]
+            if not prefix:
+                known += _keys(TrainConfig().to_dict())
+            raise UserError(_unknown(f"{prefix}{key}", known))
         if dataclasses.is_dataclass(hints[key]):
             if key == "method" and isinstance(value, str):
                 value = {"name": value}
@@ -303,9 +313,11 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
         origin = typing.get_origin(option) or option
         if origin is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
-                return float(value)
-            except ValueError:
+                number = float(value)
+            except (ValueError, OverflowError):
                 continue
+            if math.isfinite(number):
+                return number
         if origin is bool and isinstance(value, bool):
             return value
         if origin is int and isinstance(value, int) and not isinstance(value, bool):
@@ -317,12 +329,37 @@ def _typed(value: Any, hint: Any, key: str) -> Any:
             return [_typed(item, inner, key) for item in value]
         if origin is dict and isinstance(value, Mapping):
             return dict(value)
-    names = " or ".join("nothing" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+    names = " or ".join(_KINDS[typing.get_origin(option) or option] for option in options)
     raise UserError(f"{key} must be {names}, not {value!r}.")
 
 
+_KINDS = {
+    str: "text", int: "a whole number", float: "a finite number", bool: "true or false", list: "a list",
+    dict: "settings", type(None): "null",
+}  # fmt: skip
+
+
 def _unknown(key: str, known: list[str]) -> str:
-    return f"Unknown setting {key!r}.{nearest(key, known) or ' Known here: ' + ', '.join(known) + '.'}"
+    inside = [name for name in known if name.endswith(f".{key}")]
+    hint = f" Did you mean {inside[0]!r}?" if inside else nearest(key, known)
+    return f"Unknown setting {key!r}.{hint or ' Known here: ' + ', '.join(known) + '.'}"
+
+
+def _keys(data: Mapping[str, Any]) -> list[str]:
+    """Names of all settings, with dots."""
+    names = []
+    for key, value in data.items():
+        names += [f"{key}.{name}" for name in value] if key in _SECTIONS else [key]
+    return names
+
+
+def _plain(value: Any) -> Any:
+    """Settings as YAML knows them: paths as text, tuples as lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _state_settings(config: TrainConfig) -> dict[str, Any]:
@@ -387,6 +424,8 @@ def check_config(config: TrainConfig) -> None:
         ("evaluation.samples", config.evaluation.samples, 2, None),
         ("evaluation.every", config.evaluation.every, 1, None),
         ("evaluation.batch", config.evaluation.batch, 1, None),
+        ("seed", config.seed, 0, 2**63 - 1),
+        ("sampler.guidance", sampler.guidance, 0, None),
         ("sampler.eta", sampler.eta, 0, 2),
         ("sampler.last_step_noise", sampler.last_step_noise, 0, 1),
         ("method.perturbations", method.perturbations, 1, config.batch),
@@ -395,14 +434,24 @@ def check_config(config: TrainConfig) -> None:
         ("method.clip", method.clip, 1e-6, 1),
         ("method.perturbation", method.perturbation, 1e-8, None),
         ("method.budget", method.budget, 1 / sampler.steps, 1),
+        ("sampler.height", sampler.height or 1, 1, None),
+        ("sampler.width", sampler.width or 1, 1, None),
         ("lora.rank", config.lora.rank, 1, None),
+        ("lora.alpha", config.lora.rank if config.lora.alpha is None else config.lora.alpha, 1e-6, None),
         ("optimizer.average", config.optimizer.average, 0, 0.9999),
         ("optimizer.learning_rate", config.optimizer.learning_rate, 1e-12, 1),
         ("optimizer.max_norm", config.optimizer.max_norm, 0, None),
+        ("optimizer.warmup", config.optimizer.warmup, 0, None),
+        ("optimizer.beta1", config.optimizer.beta1, 0, 0.9999),
+        ("optimizer.beta2", config.optimizer.beta2, 0, 0.999999),
+        ("optimizer.weight_decay", config.optimizer.weight_decay, 0, None),
     ):
-        if value < low or (high is not None and value > high):
+        if not value >= low or (high is not None and not value <= high):
             limit = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-            raise UserError(f"{key} is {value:g}; it must be {limit}.")
+            raise UserError(f"{key} is {value}; it must be {limit}.")
+    boundaries = sampler.stage_boundaries or []
+    if any(not low < high for low, high in zip([0, *boundaries], [*boundaries, 1], strict=True)):
+        raise UserError(f"sampler.stage_boundaries is {boundaries}; it must rise between 0 and 1.")
     if config.batch % config.samples_per_prompt:
         raise UserError(
             f"batch {config.batch} is not a multiple of samples_per_prompt {config.samples_per_prompt}."
