@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rlr_core.errors import UserError
 
+if TYPE_CHECKING:
+    from rlr_core.rewards.files import WeightFile
+
 
 class Reward(ABC):
-    """Scores pictures. Subclasses implement `score`; callers use the instance, which checks both sides."""
+    """Scores pictures. Subclasses implement `score`; callers use the instance, which checks both sides.
+
+    A picture's score never depends on which pictures are scored beside it, so that a batch may be scored
+    whole or picture by picture with the same result.
+    """
 
     name: str
     differentiable: bool = True
@@ -21,12 +29,17 @@ class Reward(ABC):
     """Whether an empty prompt is an error."""
     range: tuple[float, float] = (-float("inf"), float("inf"))
     """Plausible scores, for plots and for warnings."""
+    takes: str = "pictures"
+    """pictures: `score` sees [B, 3, H, W] only, and a video gets the mean over its frames;
+    videos: [B, F, 3, H, W] only; any: both, as they come."""
+    files: tuple[WeightFile, ...] = ()
+    """The weight files it needs, each with where to get it."""
     surrogate: Reward | None = None
-    """A differentiable stand-in that correlates with a black-box reward; it lowers the noise, never the aim."""
+    """A differentiable stand-in that correlates with a black-box reward; it lowers the noise, not the aim."""
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores [B] of images [B, 3, H, W] or [B, F, 3, H, W], float32 in [0, 1]."""
+        """Scores [B] of images [B, 3, H, W] or [B, F, 3, H, W] (see `takes`), float in [0, 1]."""
 
     def to(self, device: torch.device | str) -> Reward:
         """Move the reward's networks to a device."""
@@ -34,6 +47,13 @@ class Reward(ABC):
 
     def prepare(self, prompts: Sequence[str]) -> None:  # noqa: B027 - most rewards have nothing to prepare
         """Called once with every prompt of the run: embed them and drop the text tower."""
+
+    def after_update(self) -> None:  # noqa: B027 - most rewards learn nothing
+        """Called once after every update of the model, and never inside one.
+
+        What a reward averages or learns from the scores it has seen (a running mean, a surrogate's head)
+        changes only here: inside an update it stands still, which keeps the gradient unbiased.
+        """
 
     def parts(self) -> dict[str, Tensor]:
         """Scores [B] of the parts of the last call by name, for logging; empty for a simple reward."""
@@ -48,13 +68,17 @@ class Reward(ABC):
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [B], float32. Raises UserError for input or output that is not what it should be."""
+        prompts = list(prompts)
         check_images(images, prompts, self)
-        scores = self.score(images, list(prompts))
-        return check_scores(scores, prompts, self.name)
+        if images.ndim == 5 and self.takes == "pictures":
+            return per_frame(self, images, prompts).mean(1)
+        return check_scores(self.score(images, prompts), prompts, self.name)
 
 
 class CallableReward(Reward):
     """Any Python callable (images, prompts) -> [B] as a reward."""
+
+    takes = "any"
 
     def __init__(
         self,
@@ -62,7 +86,7 @@ class CallableReward(Reward):
         name: str | None = None,
         differentiable: bool | None = None,
     ):
-        """differentiable: None finds out, by asking the function for a gradient once, at the first call."""
+        """differentiable: None finds out now, by asking the function for the gradient of a grey picture."""
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
         declared = differentiable if differentiable is not None else getattr(function, "differentiable", None)
@@ -73,32 +97,43 @@ class CallableReward(Reward):
 
     def _probe(self) -> bool:
         """Whether the function's result on a small picture carries a gradient."""
-        images = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
-        try:
-            with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            images = torch.full((1, 3, 64, 64), 0.5, requires_grad=True)
+            try:
                 scores = self.function(images, ["a photo"])
-        except Exception:  # noqa: BLE001 - a function that cannot take this picture is treated as a black box
-            return False
+            except Exception:
+                return False
         return isinstance(scores, Tensor) and scores.requires_grad
 
 
+def per_frame(reward: Reward, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Scores [B, F] of every frame of videos [B, F, 3, H, W] by a reward for pictures."""
+    frames = videos.shape[1]
+    repeated = [prompt for prompt in prompts for _ in range(frames)]
+    scores = check_scores(reward.score(videos.flatten(0, 1), repeated), repeated, reward.name)
+    return scores.view(-1, frames)
+
+
 def check_images(images: Tensor, prompts: Sequence[str], reward: Reward) -> None:
-    """Refuse, in one sentence, pictures or prompts that no reward can score."""
-    if images.ndim not in (4, 5) or images.shape[-3] != 3:
-        raise UserError(
-            f"Reward {reward.name!r} takes images [B, 3, H, W] or [B, F, 3, H, W], not {list(images.shape)}."
-        )
+    """Refuse, in one sentence, pictures or prompts that the reward cannot score."""
+    name = reward.name
+    wanted = {"pictures": (4, 5), "videos": (5,), "any": (4, 5)}[reward.takes]
+    if images.ndim not in wanted or images.shape[-3] != 3:
+        shapes = "[B, F, 3, H, W]" if wanted == (5,) else "[B, 3, H, W] or [B, F, 3, H, W]"
+        raise UserError(f"Reward {name!r} takes images {shapes}, not {list(images.shape)}.")
+    if images.numel() == 0:
+        raise UserError(f"Reward {name!r} got no pixels: images {list(images.shape)}.")
+    if not images.is_floating_point():
+        raise UserError(f"Reward {name!r} takes float pixels in [0, 1], not {images.dtype}; divide by 255.")
     if len(prompts) != images.shape[0]:
-        raise UserError(f"Reward {reward.name!r} got {images.shape[0]} images and {len(prompts)} prompts.")
-    low, high = images.detach().amin().item(), images.detach().amax().item()
-    if low < -1e-3 or high > 1 + 1e-3:
-        raise UserError(
-            f"Reward {reward.name!r} takes pixels in [0, 1]; these span [{low:.3g}, {high:.3g}]."
-        )
+        raise UserError(f"Reward {name!r} got {images.shape[0]} images and {len(prompts)} prompts.")
+    low, high = torch.stack(images.detach().aminmax()).tolist()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # "not" so that NaN is caught too
+        raise UserError(f"Reward {name!r} takes pixels in [0, 1]; these span [{low:.3g}, {high:.3g}].")
     if reward.needs_prompt:
         for index, prompt in enumerate(prompts):
             if not prompt.strip():
-                raise UserError(f"Reward {reward.name!r} needs a prompt; picture {index} has an empty one.")
+                raise UserError(f"Reward {name!r} needs a prompt; picture {index} has an empty one.")
 
 
 def check_scores(scores: Tensor, prompts: Sequence[str], name: str) -> Tensor:

@@ -1,0 +1,78 @@
+"""Frozen networks in half precision with float32 on both sides, and a gradient that survives the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlr_core.errors import UserError, nearest
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from its name; None stays None. Raises UserError for another name."""
+    if dtype is None or dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(
+            f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.{nearest(str(dtype), list(DTYPES))}"
+        )
+    return DTYPES[dtype]
+
+
+def default_dtype(device: torch.device | str) -> torch.dtype:
+    """float16 on an accelerator (its 11 bits resolve scores that bfloat16's 8 blur), float32 on the CPU."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.float16
+
+
+def run_in(dtype: torch.dtype, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """network(x) computed in `dtype`, float32 in and out; x and the result are [B, ...].
+
+    In float16 the gradient is rescaled: what comes in is divided by its largest entry, picture by picture,
+    and what goes out is multiplied back. A reward's small weight in a sum can then neither underflow nor
+    overflow inside the network, and a picture's gradient does not depend on its neighbours in the batch.
+    """
+    if dtype is not torch.float16:
+        return network(x.float().to(dtype)).float()
+    shared: dict[str, Tensor] = {}
+    y = network(_ScaleBack.apply(x.float(), shared).to(dtype))
+    return _ScaleToOne.apply(y.float(), shared)
+
+
+class _ScaleToOne(torch.autograd.Function):
+    """The identity whose gradient is divided by its largest entry, kept in `shared`."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, shared: dict[str, Tensor]) -> Tensor:
+        ctx.shared = shared
+        return y.view_as(y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        largest = gradient.flatten(1).abs().amax(1)
+        largest = torch.where(largest > 0, largest, 1.0)
+        ctx.shared["largest"] = largest
+        return gradient / _per_row(largest, gradient), None
+
+
+class _ScaleBack(torch.autograd.Function):
+    """The identity whose gradient is multiplied by the entry that `_ScaleToOne` divided by."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, shared: dict[str, Tensor]) -> Tensor:
+        ctx.shared = shared
+        return x.view_as(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor):
+        return gradient * _per_row(ctx.shared["largest"], gradient), None
+
+
+def _per_row(values: Tensor, like: Tensor) -> Tensor:
+    """[B] as [B, 1, 1, ...] with as many axes as `like`."""
+    return values.view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,146 @@
+"""Rewards for looking like a given colour or picture: in pixels, or in the features of a frozen tower."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlr_core.errors import UserError
+from rlr_core.rewards.base import Reward
+from rlr_core.rewards.preprocess import crop_shorter_side, resize
+
+FEATURE_LAYERS = 4
+
+
+class TargetColour(Reward):
+    """Minus the mean squared distance of the pixels to one colour, in [-1, 0]."""
+
+    name = "target_colour"
+    range = (-1.0, 0.0)
+
+    def __init__(self, colour: str | Sequence[float] = "#ff8000"):
+        """colour: "#rrggbb", a name that PIL knows, or three numbers in [0, 1]."""
+        self.colour = torch.tensor(parse_colour(colour))
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        colour = self.colour.to(images.device)[:, None, None]
+        return -(images.float() - colour).square().mean((1, 2, 3))
+
+
+class TargetPicture(Reward):
+    """Minus the distance to a picture, 0 at the picture itself.
+
+    Pixels: mean squared distance, in [-1, 0]. Features, when an image tower is given: as LPIPS (arXiv
+    1801.03924) without its learned weights, the mean over patches and over four layers of the squared
+    distance between patch features of length 1, in [-4, 0]. The target is fitted as the pictures are.
+    """
+
+    name = "target_picture"
+    range = (-1.0, 0.0)
+
+    def __init__(
+        self, target: str | os.PathLike | Tensor, features: Reward | str | os.PathLike | None = None
+    ):
+        """target: an image file or pixels [3, H, W] in [0, 1].
+
+        features: None compares pixels; a reward that is loaded already lends its image tower (any of the CLIP
+        rewards, or ImageReward's timm ViT); a path loads a CLIP file's image tower.
+        """
+        self.target = read_picture(target)
+        self.tower = None if features is None else _tower(features)
+        self._reference: Tensor | None = None  # the target's features, once computed
+
+    def to(self, device: torch.device | str) -> TargetPicture:
+        self.target, self._reference = self.target.to(device), None
+        if self.tower is not None:
+            self.tower.to(device)
+        return self
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if self.tower is not None:
+            return (
+                -(self._features(images) - self._target_features(images.device)).square().sum(-1).mean((1, 2))
+            )
+        height, width = images.shape[-2:]
+        target = _cover(self.target.to(images.device)[None], height, width)
+        return -(images.float() - target).square().mean((1, 2, 3))
+
+    def _features(self, images: Tensor) -> Tensor:
+        """Patch features of length 1, [B, layers, N, width]."""
+        last = self.tower.depth - 1
+        layers = sorted({round(last * (i + 1) / FEATURE_LAYERS) for i in range(FEATURE_LAYERS)})
+        tokens = self.tower.tokens(crop_shorter_side(images, self.tower.size), layers)
+        return F.normalize(tokens, dim=-1)
+
+    def _target_features(self, device: torch.device) -> Tensor:
+        if self._reference is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._reference = self._features(self.target.clone()[None].to(device))
+        return self._reference
+
+
+def parse_colour(colour: str | Sequence[float]) -> tuple[float, float, float]:
+    """Three numbers in [0, 1] from "#rrggbb", a colour's name, or three numbers. Raises UserError."""
+    from PIL import ImageColor
+
+    if isinstance(colour, str):
+        try:
+            return tuple(value / 255 for value in ImageColor.getrgb(colour)[:3])
+        except ValueError as error:
+            raise UserError(
+                f"{colour!r} is not a colour; use a name such as 'teal', or '#rrggbb'."
+            ) from error
+    values = tuple(float(value) for value in colour)
+    if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+        raise UserError(f"A colour is three numbers in [0, 1], not {list(values)}.")
+    return values
+
+
+def read_picture(picture: str | os.PathLike | Tensor) -> Tensor:
+    """Pixels [3, H, W], float32 in [0, 1], of an image file or a tensor. Raises UserError."""
+    import numpy
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(picture, Tensor):
+        if picture.ndim != 3 or picture.shape[0] != 3:
+            raise UserError(f"A picture is a tensor [3, H, W] in [0, 1], not {list(picture.shape)}.")
+        return picture.detach().float().clone()
+    try:
+        with Image.open(picture) as image:
+            pixels = numpy.asarray(image.convert("RGB"), dtype=numpy.float32) / 255
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{picture} is not an image that can be read ({error}).") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _cover(images: Tensor, height: int, width: int) -> Tensor:
+    """Images [B, 3, H, W] scaled to cover height x width, centred, the rest cut off."""
+    scale = max(height / images.shape[-2], width / images.shape[-1])
+    tall, wide = (
+        max(need, round(side * scale)) for need, side in zip((height, width), images.shape[-2:], strict=True)
+    )
+    images = resize(images, tall, wide)
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return images[..., top : top + height, left : left + width]
+
+
+def _tower(features: Reward | str | os.PathLike):
+    """The image tower that a loaded reward lends, or that of a CLIP file."""
+    from rlr_core.rewards.aesthetic import CLIP_L
+    from rlr_core.rewards.clip import ImageTower
+    from rlr_core.rewards.clip_layout import read_clip
+    from rlr_core.rewards.files import locate
+
+    if isinstance(features, Reward):
+        tower = getattr(features, "tower", None)
+        if tower is None:
+            raise UserError(
+                f"Reward {features.name!r} has no image tower to lend; give a CLIP file as features=."
+            )
+        return tower
+    needed = CLIP_L._replace(option="features", what="a CLIP with an image tower")
+    return ImageTower(read_clip(locate(needed, features), needed), needed)

@@ -1,0 +1,190 @@
+"""VQAScore: how probable it is that CLIP-FlanT5 says "Yes" when asked if the picture shows the prompt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rlr_core.errors import UserError
+from rlr_core.rewards.base import Reward
+from rlr_core.rewards.clip import ImageTower, on_no_memory
+from rlr_core.rewards.clip_layout import as_clip, read_clip
+from rlr_core.rewards.files import WeightFile, fill, locate, read_tensors, select, wrong_architecture
+from rlr_core.rewards.precision import as_dtype
+from rlr_core.rewards.preprocess import pad_square
+
+WEIGHTS = WeightFile(
+    "weights",
+    ("clip-flant5-xxl", "clip-flant5-xl", "clip-flant5-xxl.safetensors", "clip-flant5-xl.safetensors"),
+    "CLIP-FlanT5 (T5 encoder and decoder, projector)",
+    "https://huggingface.co/zhiqiulin/clip-flant5-xxl, or clip-flant5-xl (3 B, 6 GB), the whole folder",
+)
+TOKENIZER = WeightFile(
+    "tokenizer",
+    ("clip-flant5-xxl/tokenizer.json", "clip-flant5-xl/tokenizer.json", "t5-tokenizer.json"),
+    "T5's tokenizer (tokenizer.json)",
+    "https://huggingface.co/google/flan-t5-xl, or ComfyUI's comfy/text_encoders/t5_tokenizer",
+)
+VISION = WeightFile(
+    "vision",
+    ("clip-vit-large-patch14-336", "clip-vit-large-patch14-336.safetensors"),
+    "OpenAI's CLIP ViT-L/14 at 336 pixels, image tower",
+    "https://huggingface.co/openai/clip-vit-large-patch14-336 (model.safetensors)",
+)
+
+QUESTION = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions. USER: ",
+    'Does this figure show "{}"? Please answer yes or no. ASSISTANT:',
+)
+ANSWER = "Yes"
+PAD, END = 0, 1  # T5's tokens; the decoder starts from PAD
+MOST_TOKENS = 2048
+
+
+class VQAScore(Reward):
+    """exp(mean log p("Yes", end)) = sqrt(p(Yes) p(end | Yes)), between 0 and 1 (arXiv 2404.01291).
+
+    The question is text, the picture's patches, text; each piece of text ends in T5's end token, as in the
+    release. Patches come from the second-last layer of CLIP ViT-L/14-336, through a two-layer projector.
+    The release runs its image tower without gradients; this one has them. float16 overflows in T5.
+    """
+
+    name = "vqascore"
+    needs_prompt = True
+    range = (0.0, 1.0)
+    files = (WEIGHTS, TOKENIZER)
+
+    def __init__(
+        self,
+        weights: str | os.PathLike | None = None,
+        tokenizer: str | os.PathLike | None = None,
+        vision: str | os.PathLike | None = None,
+        dtype: str | torch.dtype | None = None,
+        checkpointing: bool = False,
+    ):
+        """weights: CLIP-FlanT5's folder or file; tokenizer: T5's tokenizer.json; vision: the CLIP file,
+        needed only when `weights` has no vision_tower; dtype: bfloat16 or float32, None is bfloat16 on an
+        accelerator and float32 on the CPU; checkpointing: recompute activations on the way back.
+        """
+        self.dtype = as_dtype(dtype)
+        if self.dtype is torch.float16:
+            raise UserError("Reward 'vqascore' overflows in float16; use dtype bfloat16 or float32.")
+        path = locate(WEIGHTS, weights)
+        self.encode = _tokenizer(locate(TOKENIZER, tokenizer))
+        tensors = read_tensors(path, WEIGHTS)
+        inside = select(tensors, "vision_tower.vision_tower.") or select(tensors, "vision_tower.")
+        if inside:
+            clip, needed = as_clip(inside, path, WEIGHTS, quick_gelu=True), WEIGHTS
+        else:
+            clip, needed = read_clip(locate(VISION, vision), VISION, quick_gelu=True), VISION
+        self.tower = ImageTower(clip, needed, self.dtype or torch.float32, checkpointing)
+        self.projector = _projector(select(tensors, "mm_projector."), path)
+        self.t5 = _t5({k: v for k, v in tensors.items() if not k.startswith(("vision_tower.", "mm_"))}, path)
+        self.t5.requires_grad_(False)
+        if checkpointing:
+            self.t5.gradient_checkpointing_enable({"use_reentrant": False})
+            self.t5.train()  # what transformers asks for to checkpoint; there is no dropout in this T5
+        self.answer = self.encode(ANSWER)
+        self.device: torch.device | None = None
+
+    def to(self, device: torch.device | str) -> VQAScore:
+        self.device = torch.device(device)
+        dtype = self.dtype or (torch.float32 if self.device.type == "cpu" else torch.bfloat16)
+        self.tower.dtype = dtype
+        self.tower.to(self.device)
+        with torch.inference_mode(False):
+            self.projector.to(self.device, dtype)
+            self.t5.to(self.device, dtype)
+        return self
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if self.device is None:
+            self.to(images.device)
+        pixels = pad_square(images.to(self.device), self.tower.size)
+        patches = self.tower.tokens(pixels, [self.tower.sizes.layers - 2])[:, 0]
+        patches = self.projector(patches.to(self.t5.dtype))  # [B, N, d_model]
+        embeddings, mask = self._questions(patches, prompts)
+        answer = torch.tensor(self.answer, device=self.device)
+        start = torch.tensor([PAD, *self.answer[:-1]], device=self.device).expand(len(prompts), -1)
+        logits = self.t5(inputs_embeds=embeddings, attention_mask=mask, decoder_input_ids=start).logits
+        log_p = logits.float().log_softmax(-1)  # [B, len(answer), vocabulary]
+        return log_p.gather(-1, answer.expand(len(prompts), -1)[..., None]).mean((1, 2)).exp()
+
+    def _questions(self, patches: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Embedded questions [B, L, d_model], shorter ones padded at the end, and their mask [B, L]."""
+        before = self.encode(QUESTION[0])
+        rows = []
+        for picture, prompt in zip(patches, prompts, strict=True):
+            # The release cuts the tokens, the picture counted as one, so a long prompt loses its end.
+            after = self.encode(QUESTION[1].format(prompt))[: MOST_TOKENS - len(before) - 1]
+            words = [self.t5.shared(torch.tensor(ids, device=self.device)) for ids in (before, after)]
+            rows.append(torch.cat([words[0], picture, words[1]]))
+        embeddings = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        return embeddings, (torch.arange(embeddings.shape[1], device=self.device) < lengths[:, None]).long()
+
+
+def _tokenizer(path: Path):
+    """Text to T5's token ids, the end token last, from a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for a file it cannot read
+        raise UserError(f"{path} is not {TOKENIZER.what}. {TOKENIZER.advice()}") from error
+
+    def encode(text: str) -> list[int]:
+        # SentencePiece drops surplus white space; the fast tokenizer would not.
+        return [*tokenizer.encode(" ".join(text.split()), add_special_tokens=False).ids, END]
+
+    return encode
+
+
+def _projector(tensors: dict[str, Tensor], path: Path) -> nn.Module:
+    """Patches to T5's embeddings: Linear, GELU, Linear."""
+    if "0.weight" not in tensors or "2.weight" not in tensors:
+        raise wrong_architecture(path, WEIGHTS, missing=["mm_projector.0.weight"])
+    (middle, width), out = tensors["0.weight"].shape, tensors["2.weight"].shape[0]
+    with on_no_memory():
+        network = nn.Sequential(nn.Linear(width, middle), nn.GELU(), nn.Linear(middle, out))
+    return fill(network, tensors, path, WEIGHTS)
+
+
+def _t5(tensors: dict[str, Tensor], path: Path) -> nn.Module:
+    """Flan-T5 (gated GELU, input and output embeddings apart), its sizes read off the tensors' shapes."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    first = "encoder.block.0.layer.0.SelfAttention"
+    bias = tensors.get(f"{first}.relative_attention_bias.weight")
+    gate = tensors.get("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")
+    for name, value in (("shared.weight", tensors.get("shared.weight")), (first, bias), ("wi_0", gate)):
+        if value is None:
+            raise wrong_architecture(path, WEIGHTS, missing=[name])
+    vocabulary, width = tensors["shared.weight"].shape
+    buckets, heads = bias.shape
+    attention = [name for name in tensors if name.endswith("SelfAttention.q.weight")]
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=width,
+        d_kv=tensors[f"{first}.q.weight"].shape[0] // heads,
+        d_ff=gate.shape[0],
+        num_layers=sum(name.startswith("encoder.") for name in attention),
+        num_decoder_layers=sum(name.startswith("decoder.") for name in attention),
+        num_heads=heads,
+        relative_attention_num_buckets=buckets,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    with on_no_memory():
+        network = T5ForConditionalGeneration(config)
+    shared = tensors["shared.weight"]
+    everything = {**tensors, "encoder.embed_tokens.weight": shared, "decoder.embed_tokens.weight": shared}
+    everything.pop("embed_tokens.weight", None)  # the release's second name for the same table
+    return fill(network, everything, path, WEIGHTS)
