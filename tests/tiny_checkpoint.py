@@ -69,8 +69,8 @@ def write_tiny_checkpoint(path: Path, version: str, v_prediction: bool = False) 
     from safetensors.torch import save_file
 
     networks = unet, vae, text_encoder = tiny_networks(version)
-    state = {f"model.diffusion_model.{k}": v for k, v in _unet(unet).items()}
-    state |= {f"first_stage_model.{k}": v for k, v in _vae(vae).items()}
+    state = {f"model.diffusion_model.{k}": v for k, v in ldm_unet(unet).items()}
+    state |= {f"first_stage_model.{k}": v for k, v in ldm_vae(vae).items()}
     state |= _text(text_encoder, version)
     if v_prediction:
         state["v_pred"] = torch.zeros(0)
@@ -78,7 +78,7 @@ def write_tiny_checkpoint(path: Path, version: str, v_prediction: bool = False) 
     return networks
 
 
-def _unet(unet: nn.Module) -> dict[str, Tensor]:
+def ldm_unet(unet: nn.Module) -> dict[str, Tensor]:
     per_level = unet.config.layers_per_block + 1
     state = {}
     for name, tensor in unet.state_dict().items():
@@ -112,7 +112,7 @@ def _unet(unet: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _vae(vae: nn.Module) -> dict[str, Tensor]:
+def ldm_vae(vae: nn.Module) -> dict[str, Tensor]:
     last = len(vae.config.block_out_channels) - 1
     state = {}
     for name, tensor in vae.state_dict().items():

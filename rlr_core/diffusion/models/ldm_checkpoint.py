@@ -41,20 +41,15 @@ def load_parts(path: Path, dtype: torch.dtype) -> dict[str, Any]:
     version = kind_of(shapes)
     prediction = prediction_type(path, version, shapes, metadata)
     try:
-        configs = {
-            "unet": unet_config(shapes, version, prediction),
-            "vae": vae_config(shapes),
-            "text": text_config(shapes, version),
+        return {
+            "unet": _network(UNet2DConditionModel, path, unet_config(shapes, version, prediction), dtype),
+            "vae": _network(AutoencoderKL, path, vae_config(shapes), dtype),
+            "text_encoder": _text_encoder(path, version, text_config(shapes, version), dtype),
+            "tokenizer": clip_tokenizer(PAD_TOKEN[version]),
+            "scheduler_config": scheduler_config(prediction, zero_snr="ztsnr" in shapes),
         }
     except (KeyError, IndexError) as error:
         raise UserError(f"{path} is incomplete: {error} is missing; download it again.") from error
-    return {
-        "unet": _from_single_file(UNet2DConditionModel, path, configs["unet"], dtype),
-        "vae": _from_single_file(AutoencoderKL, path, configs["vae"], dtype),
-        "text_encoder": _text_encoder(path, version, configs["text"], dtype),
-        "tokenizer": clip_tokenizer(PAD_TOKEN[version]),
-        "scheduler_config": scheduler_config(prediction, zero_snr="ztsnr" in shapes),
-    }
 
 
 # --- what the header tells ---
@@ -186,7 +181,7 @@ def _count(shapes: Shapes, pattern: str) -> int:
 # --- the networks ---
 
 
-def _from_single_file(network: type, path: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+def _network(network: type, path: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
     """A diffusers network from the file; diffusers reads its configuration from a folder only."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
@@ -194,7 +189,7 @@ def _from_single_file(network: type, path: Path, config: dict[str, Any], dtype: 
             module = network.from_single_file(
                 str(path), config=folder, torch_dtype=dtype, local_files_only=True
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
     missing = [name for name, parameter in module.named_parameters() if parameter.is_meta]
     if missing:
