@@ -68,11 +68,15 @@ def test_towers_equal_transformers(tmp_path, square, activation, layout):
 def test_a_comfyui_clip_vision_file_serves_as_the_image_tower(tmp_path, square, layout):
     if layout == "open_clip":
         model = open_clip_model(True)
-        path = save({k: v for k, v in model.state_dict().items() if k[:7] == "visual."}, tmp_path / "v.safetensors")
+        path = save(
+            {k: v for k, v in model.state_dict().items() if k[:7] == "visual."}, tmp_path / "v.safetensors"
+        )
         expected = model.encode_image(normalise(square))
     else:
         model = hugging_face_clip("quick_gelu")
-        tensors = {k: v for k, v in model.state_dict().items() if k.startswith(("vision_model.", "visual_proj"))}
+        tensors = {
+            k: v for k, v in model.state_dict().items() if k.startswith(("vision_model.", "visual_proj"))
+        }
         if layout == "bare hugging face":
             tensors = {k.removeprefix("vision_model."): v for k, v in tensors.items()}
         path = save(tensors, tmp_path / "clip_vision.safetensors")
@@ -89,7 +93,7 @@ def _reference_scores(preprocess, model, images):
 @pytest.mark.parametrize("height, width", [(48, 48), (40, 57), (90, 33)])
 @pytest.mark.parametrize("name", ["clip_score", "pickscore", "hpsv2"])
 def test_scores_equal_the_published_formula(tmp_path, name, height, width):
-    """The whole way: files, preprocessing, towers, formula. PIL's rounding to 8 bits is most of what is left."""
+    """The whole way: files, preprocessing, towers, formula. What is left is PIL's rounding."""
     model = hugging_face_clip("quick_gelu" if name == "clip_score" else "gelu")
     path = save(model, tmp_path / "clip.safetensors")
     images = (pictures(2, height, width) * 255).round() / 255
@@ -108,11 +112,11 @@ def test_scores_equal_the_published_formula(tmp_path, name, height, width):
 def test_scores_are_exact_when_nothing_is_resized(tmp_path, square, name):
     model = hugging_face_clip("quick_gelu" if name == "clip_score" else "gelu")
     path = save(model, tmp_path / "clip.safetensors")
-    cosine = reference.cosine(
-        *reference.hugging_face_embeddings(model, square, SimpleTokenizer()(PROMPTS))
-    )
+    cosine = reference.cosine(*reference.hugging_face_embeddings(model, square, SimpleTokenizer()(PROMPTS)))
     scale = {"clip_score": 2.5, "pickscore": model.logit_scale.exp().item(), "hpsv2": 1.0}[name]
-    assert torch.allclose(load_reward(name, weights=path)(square, PROMPTS), scale * cosine, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(
+        load_reward(name, weights=path)(square, PROMPTS), scale * cosine, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_aesthetic_equals_the_published_formula(tmp_path, square):
@@ -169,7 +173,9 @@ def test_scoring_picture_by_picture_is_exact(tmp_path, dtype):
         tolerance = 1e-6 if dtype == "float32" else 1e-3
         assert torch.allclose(score[0], scores[index], atol=tolerance)
     scale = together.grad.abs().max()
-    assert torch.allclose(together.grad, apart.grad, atol=float(scale) * (1e-5 if dtype == "float32" else 2e-2))
+    assert torch.allclose(
+        together.grad, apart.grad, atol=float(scale) * (1e-5 if dtype == "float32" else 2e-2)
+    )
 
 
 def test_the_gradient_is_the_scores_derivative(tmp_path):

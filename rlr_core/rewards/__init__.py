@@ -6,6 +6,7 @@ A new reward is one new file and one line in REWARDS.
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any, NamedTuple
 
 from rlr_core.errors import UserError, nearest
@@ -55,7 +56,7 @@ REWARDS: dict[str, Entry] = {
 }
 
 
-def load_reward(reward: Any, **options: Any):
+def load_reward(reward: Any, /, **options: Any):
     """A reward by name, or any callable (images [B,3,H,W] in [0,1], prompts) -> [B] as a reward.
 
     Options are those of the reward's constructor. May be called in inference mode (as in ComfyUI): weights
@@ -71,13 +72,14 @@ def load_reward(reward: Any, **options: Any):
     if callable(reward):
         return CallableReward(reward, **options)
     factory = reward_class(reward)
+    signature = inspect.signature(factory)
     try:
-        with torch.inference_mode(False):
-            return factory(**options)
+        signature.bind(**options)
     except TypeError as error:
-        if "argument" in str(error) and "__init__" in str(error):
-            raise UserError(f"Reward {reward!r}: {str(error).split('__init__() ')[-1]}.") from error
-        raise
+        takes = ", ".join(signature.parameters) or "none"
+        raise UserError(f"Reward {reward!r}: {error}; its options: {takes}.") from error
+    with torch.inference_mode(False):
+        return factory(**options)
 
 
 def reward_class(name: str) -> type:

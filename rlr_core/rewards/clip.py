@@ -22,8 +22,7 @@ PROMPTS_AT_ONCE = 32
 
 
 class ImageTower:
-    """A frozen image tower: pixels [B, 3, S, S] in [0, 1] to float32 features, with a gradient to the pixels.
-    """
+    """A frozen image tower: pixels [B, 3, S, S] in [0, 1] to float32 features, with a gradient."""
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rlr_core.errors import UserError
 from rlr_core.rewards.aesthetic import head_from
 from rlr_core.rewards.base import Reward
 from rlr_core.rewards.clip import on_no_memory
@@ -57,6 +58,11 @@ class ImageReward(Reward):
         self.tower = BlipTower(select(tensors, "blip.visual_encoder."), path, checkpointing)
         self.text = _text_tower(select(tensors, "blip.text_encoder."), path)
         self.mlp = head_from(tensors, path, WEIGHTS, prefix="mlp.layers.")
+        if len(self.tokenize) != self.text.config.vocab_size:
+            raise UserError(
+                f"The vocabulary has {len(self.tokenize)} words, [DEC] and [ENC] included, and {path.name} "
+                f"was trained with {self.text.config.vocab_size}. {VOCABULARY.advice()}"
+            )
         self.dtype = as_dtype(dtype)
         self.device: torch.device | None = None
 

@@ -87,7 +87,9 @@ class VQAScore(Reward):
         self.t5 = _t5({k: v for k, v in tensors.items() if not k.startswith(("vision_tower.", "mm_"))}, path)
         self.t5.requires_grad_(False)
         if checkpointing:
-            self.t5.gradient_checkpointing_enable({"use_reentrant": False})
+            renamed = hasattr(self.t5, "activation_checkpointing_enable")  # transformers 5
+            enable = "activation_checkpointing_enable" if renamed else "gradient_checkpointing_enable"
+            getattr(self.t5, enable)({"use_reentrant": False})
             self.t5.train()  # what transformers asks for to checkpoint; there is no dropout in this T5
         self.answer = self.encode(ANSWER)
         self.device: torch.device | None = None

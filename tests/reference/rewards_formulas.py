@@ -123,7 +123,9 @@ def _vit(w: dict[str, Tensor], pixels: Tensor) -> Tensor:
     return _norm(w, "norm", x, 1e-6)
 
 
-def _bert_attention(w: dict[str, Tensor], root: str, x: Tensor, source: Tensor, hidden: Tensor | None) -> Tensor:
+def _bert_attention(
+    w: dict[str, Tensor], root: str, x: Tensor, source: Tensor, hidden: Tensor | None
+) -> Tensor:
     q = _linear(w, root + "self.query", x)
     k, v = _linear(w, root + "self.key", source), _linear(w, root + "self.value", source)
     out = _linear(w, root + "output.dense", _attend(q, k, v, hidden))

@@ -28,7 +28,7 @@ def videos(count: int = 2, frames: int = 5, seed: int = 0) -> Tensor:
 
 
 def open_clip_model(quick_gelu: bool = False, seed: int = 0):
-    """A tiny CLIP of open_clip's own, in eval mode, with weights that make features differ between pictures."""
+    """A tiny CLIP of open_clip's own, in eval mode."""
     from open_clip.model import CLIP
 
     torch.manual_seed(seed)
@@ -156,7 +156,21 @@ def image_reward_tensors(vision=(32, 8, 64, 2), text=(64, 2), vocabulary: int = 
 
 def bert_vocabulary(path: Path) -> Path:
     """A vocab.txt of 198 lines, whose two missing tokens BLIP adds."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", "a", "photo", "of", "cat", "two", "red", "cube"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        ",",
+        "a",
+        "photo",
+        "of",
+        "cat",
+        "two",
+        "red",
+        "cube",
+    ]
     words += ["##s", "on", "blue", "table", "oil", "painting"]
     words += [f"word{index}" for index in range(198 - len(words))]
     path.write_text("\n".join(words) + "\n", encoding="utf-8")
@@ -192,6 +206,7 @@ def flan_t5(width: int = 32, layers: int = 2, seed: int = 3):
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
         dropout_rate=0.1,
+        decoder_start_token_id=0,
     )
     return stir(T5ForConditionalGeneration(config).eval().requires_grad_(False), seed)
 
