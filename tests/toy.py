@@ -54,13 +54,13 @@ class ToyChain:
 
 
 class BlockNoise:
-    """Noise of a whole batch from one generator: fast, and the same when asked again."""
+    """Noise of a block of trajectories from one generator: fast, and the same when asked again."""
 
-    def __init__(self, seed: int, count: int):
-        self.seed, self.count = seed, count
+    def __init__(self, step: int, index: Tensor):
+        self.seed, self.count = (step * 1000 + int(index[0])) * 100, len(index)
 
     def at(self, t: int) -> Tensor:
-        return torch.randn(self.count, D, generator=torch.Generator().manual_seed(self.seed * 1000 + t))
+        return torch.randn(self.count, D, generator=torch.Generator().manual_seed(self.seed + t))
 
     def initial(self) -> Tensor:
         return self.at(0)
@@ -80,7 +80,6 @@ def estimates(
     black_box: bool = False,
     surrogate=None,
     groups: int = 4,
-    observe=None,
 ) -> Tensor:
     """`updates` independent gradient estimates [updates, D] with fixed parameters."""
 
@@ -103,7 +102,7 @@ def estimates(
     found = []
     for step in range(-1 if estimator.needs_calibration else 0, updates):
         block = Batch(
-            lambda index, step=step: BlockNoise(step + 10, len(index)),
+            lambda index, step=step: BlockNoise(step + 10, index),
             nothing(batch),
             torch.arange(batch) % groups,
         )
@@ -112,8 +111,6 @@ def estimates(
             estimator.calibrate(rollouts, block)
             continue
         found.append(estimator.estimate(rollouts, block).gradient[0])
-        if observe is not None:
-            observe(estimator)
     chain.theta.requires_grad_(False)
     return torch.stack(found)
 

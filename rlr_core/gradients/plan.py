@@ -89,11 +89,15 @@ def draw_starts(
 # --- roulette: random depths of a given mean (math.md section 3) ---
 
 
+LEAST_SURVIVAL = 0.05
+
+
 def survival(norms: np.ndarray, budget: float) -> np.ndarray:
     """P(K >= t) for t = 1..T (entry 0 unused), proportional to the gradient norms made non-increasing.
 
     norms: [T + 1] running root-mean-squares of each step's contribution; budget: mean depth E[K], 1..T.
-    The first step always survives, and the mean depth is the budget.
+    The first step always survives, every other one with at least LEAST_SURVIVAL (without a chance there is
+    bias), and the mean depth is the budget where that allows it.
     """
     T = len(norms) - 1
     profile = np.maximum.accumulate(np.maximum(norms[1:], 1e-12)[::-1])[::-1]
@@ -102,9 +106,10 @@ def survival(norms: np.ndarray, budget: float) -> np.ndarray:
         survive = np.ones(T)
     else:
         low, high = 0.0, 1.0 / profile[-1]
+        survive = np.ones(T)
         for _ in range(100):
             middle = (low + high) / 2
-            survive = np.minimum(1.0, middle * profile)
+            survive = np.clip(middle * profile, LEAST_SURVIVAL, 1.0)
             survive[0] = 1.0
             low, high = (middle, high) if survive.sum() < budget else (low, middle)
     return np.concatenate([[1.0], survive])

@@ -177,7 +177,7 @@ class Estimator:
         return Rollouts(parts, rewards, surrogates, step)
 
     def _plan(self, step: int, groups: np.ndarray) -> Plan:
-        rng = np.random.default_rng([self.seed, step, 1])
+        rng = np.random.default_rng([self.seed, step + 1, 1])
         pathwise = self.pathwise and self.method.pathwise != "no"
         return self.method.plan(
             Setting(self.sigmas, len(groups), groups, self.options, self.running, rng, pathwise)
@@ -215,7 +215,7 @@ class Estimator:
             perturbation.switch(0)
 
     def _perturbation(self, step: int, group: int) -> Perturbation:
-        seed = int(np.random.SeedSequence([self.seed, step, 2, group]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.seed, step + 1, 2, group]).generate_state(1)[0])
         return Perturbation(self.parameters, seed, self.options.perturbation)
 
     def _gather(

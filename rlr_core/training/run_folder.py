@@ -17,7 +17,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +46,10 @@ class RunFolder:
     def create(cls, path: str | Path, config: TrainConfig) -> RunFolder:
         """A new run folder that holds the config. Raises UserError where there already is something."""
         path = Path(path).expanduser()
+        require_free(path)
         with _disk(path):
-            if path.is_dir():
-                _remove_temporaries(path)
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise UserError(_occupied(path))
             path.mkdir(parents=True, exist_ok=True)
+            _remove_temporaries(path)
         folder = cls(path, config)
         folder.write_text(CONFIG, save_config(config))
         return folder
@@ -95,7 +93,7 @@ class RunFolder:
         """Add a row: numbers, strings, None, nested. JSON has no infinity and no NaN: they become null."""
         data = (json.dumps(_plain(row), allow_nan=False) + "\n").encode()
         path = self.path / METRICS
-        with self._disk(path), open(path, "ab", buffering=0) as file:
+        with _disk(path, self._way_out()), open(path, "ab", buffering=0) as file:
             size = file.tell()
             try:
                 while data:
@@ -165,29 +163,50 @@ class RunFolder:
             path.write_bytes(text.encode())
         return self.path / name
 
-    @contextmanager
-    def replacing(self, name: str) -> Iterator[Path]:
+    def replacing(self, name: str) -> AbstractContextManager[Path]:
         """A temporary path to write `name` to; on leaving it takes the name's place, whole, or not at all."""
-        target = self.path / name
-        temporary = target.with_name(_TEMPORARY + target.name)
-        with self._disk(target):
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                yield temporary
-                _flush(temporary)
-                os.replace(temporary, target)
-                _flush(target.parent)
-            except BaseException:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                raise
+        return replacing(self.path / name, self._way_out())
 
-    def _disk(self, target: Path):
+    def _way_out(self) -> str:
         if (self.path / STATE).exists():
-            way_out = f"The last saved state is whole: make room and go on with --resume {self.path}."
-        else:
-            way_out = "No state had been saved yet: make room and start again."
-        return _disk(target, way_out)
+            return f"The last saved state is whole: make room and go on with --resume {self.path}."
+        return "No state had been saved yet: make room and start again."
+
+
+@contextmanager
+def replacing(target: Path, way_out: str = "Make room and start again.") -> Iterator[Path]:
+    """A temporary path to write to; on leaving it takes the target's place, whole, or not at all.
+
+    Raises UserError where the disk is full or refuses; way_out is the end of what it says.
+    """
+    temporary = target.with_name(_TEMPORARY + target.name)
+    with _disk(target, way_out):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, target)
+            _flush(target.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def require_free(path: str | Path) -> None:
+    """Raise UserError where `path` already holds something that a new run would overwrite."""
+    path = Path(path).expanduser()
+    with _disk(path):
+        if not path.exists():
+            return
+        if not path.is_dir():
+            raise UserError(f"{str(path)!r} is a file; choose another --out.")
+        if (path / CONFIG).is_file():
+            raise UserError(
+                f"{str(path)!r} already holds a run: go on with --resume {path}, or choose another --out."
+            )
+        if any(not child.name.startswith(_TEMPORARY) for child in path.iterdir()):
+            raise UserError(f"{str(path)!r} exists and is not empty: choose another --out.")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -206,7 +225,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _disk(target: Path, way_out: str = "Make room and start again.") -> Iterator[None]:
+def _disk(target: Path, way_out: str = "Choose another place.") -> Iterator[None]:
     """Turn what a disk can refuse into a sentence."""
     try:
         yield
@@ -217,14 +236,6 @@ def _disk(target: Path, way_out: str = "Make room and start again.") -> Iterator
         if isinstance(error, OSError):
             raise UserError(f"Cannot write {str(target)!r}: {error.strerror or error}. {way_out}") from error
         raise
-
-
-def _occupied(path: Path) -> str:
-    if not path.is_dir():
-        return f"{str(path)!r} is a file; a run needs a folder: choose another --out."
-    if (path / CONFIG).is_file():
-        return f"{str(path)!r} already holds a run: go on with --resume {path}, or choose another --out."
-    return f"{str(path)!r} exists and is not empty: choose another --out."
 
 
 def _remove_temporaries(path: Path) -> None:
