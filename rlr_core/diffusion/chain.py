@@ -34,7 +34,7 @@ class Chain:
         """Called before every evaluation of the denoiser; may raise to stop there."""
 
     @property
-    def T(self) -> int:  # noqa: N802 - the paper's symbol
+    def T(self) -> int:
         return len(self.steps)
 
     def step(self, t: int) -> Step:
@@ -97,12 +97,12 @@ class Conditioning:
         if len(self.boundaries) != self.rows.shape[1] - 1:
             raise ValueError(f"{self.rows.shape[1]} stages need {self.rows.shape[1] - 1} boundaries.")
 
-    def stage(self, t: int, T: int) -> int:  # noqa: N803 - the paper's symbol
+    def stage(self, t: int, T: int) -> int:
         """Which stage step t of T lies in."""
         progress = (T - t) / T
         return sum(progress >= boundary - 1e-9 for boundary in self.boundaries)
 
-    def at(self, t: int, T: int, guided: bool) -> Rows:  # noqa: N803
+    def at(self, t: int, T: int, guided: bool) -> Rows:
         """Rows for the batch at step t: [B, ...], or [2 B, ...] with the negative prompt first."""
         rows = self.rows[:, self.stage(t, T)]
         if guided:
