@@ -78,8 +78,8 @@ def plot_before_after(
         row, column = divmod(number, columns)
         x, top = left + column * (tile + 0.12), row * block + 0.06
         figure.text(
-            (x + tile / 2) / width, 1 - (top + head - 0.06) / total, captions[number],
-            ha="center", va="bottom", fontsize=8.5, color=INK, parse_math=False, linespacing=1.15,
+            (x + tile / 2) / width, 1 - (top + head - 0.09) / total, captions[number],
+            ha="center", va="baseline", fontsize=8.5, color=INK, parse_math=False, linespacing=1.15,
         )  # fmt: skip
         for place, (evaluation, label) in enumerate(((before, "before"), (after, "after"))):
             y = top + head + place * (height + foot)
@@ -153,8 +153,8 @@ def _draw_judge(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, color: 
     """Every evaluation with its 95 % interval, and a line at the base model's."""
     steps, means = _series(rows, key)
     low, high = (dict(zip(*_series(rows, name), strict=True)) for name in ("judge/low", "judge/high"))
-    below = [mean - low.get(step, mean) for step, mean in zip(steps, means, strict=True)]
-    above = [high.get(step, mean) - mean for step, mean in zip(steps, means, strict=True)]
+    below = [max(0.0, mean - low.get(step, mean)) for step, mean in zip(steps, means, strict=True)]
+    above = [max(0.0, high.get(step, mean) - mean) for step, mean in zip(steps, means, strict=True)]
     axes.axhline(means[0], color=FAINT, linewidth=1, linestyle="--", label="at the start")
     axes.errorbar(
         steps, means, [below, above], color=color, marker="o", markersize=4.5, linewidth=2, elinewidth=1.2,

@@ -1,0 +1,8 @@
+"""`python -m rlr_core` is `rlr`."""
+
+import sys
+
+from rlr_core.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
