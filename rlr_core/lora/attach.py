@@ -127,6 +127,9 @@ def attach(
     """
     if rank < 1:
         raise UserError(f"The LoRA rank must be at least 1, not {rank}.")
+    if alpha is not None and not alpha > 0:
+        raise UserError(f"The LoRA alpha must be positive, not {alpha}; leave it out to take the rank.")
+    _check_free(model)
     paths = target_paths(model, targets)
     adapter = attach_to(model, dict.fromkeys(paths, (rank, float(rank if alpha is None else alpha))))
     generator = torch.Generator().manual_seed(seed)
@@ -144,9 +147,8 @@ def attach_to(model: DiffusionModel, modules: dict[str, tuple[int, float]]) -> A
     """Put a LoRA of given rank and alpha into each named module; its weights are for the caller to fill."""
     from peft import LoraConfig, inject_adapter_in_model
 
+    _check_free(model)
     denoiser = model.denoiser
-    if any(_is_lora(module) for module in denoiser.modules()):
-        raise UserError(f"{model.name} already has an adapter; detach() it first, or load the model again.")
     common_rank, common_alpha = Counter(modules.values()).most_common(1)[0][0]
     config = LoraConfig(
         r=common_rank,
@@ -189,14 +191,16 @@ def target_paths(model: DiffusionModel, targets: str | Sequence[str]) -> list[st
     return sorted(paths)
 
 
-def _examples(denoiser: nn.Module, count: int = 5) -> list[str]:
-    """A few distinct last names of linear layers."""
+def _examples(denoiser: nn.Module, count: int = 6) -> list[str]:
+    """The most frequent last names of linear layers ('to_out.0' counts as one)."""
     linear = (path for path, module in denoiser.named_modules() if isinstance(module, nn.Linear))
-    return sorted({re.sub(r"^.*\.(?=\D)", "", path) for path in linear})[:count]
+    names = Counter(re.sub(r"^.*\.(?=\D)", "", path) for path in linear)
+    return [name for name, _ in names.most_common(count)]
 
 
-def _is_lora(module: nn.Module) -> bool:
-    return hasattr(module, "lora_A") and hasattr(module, "base_layer")
+def _check_free(model: DiffusionModel) -> None:
+    if any(hasattr(module, "lora_A") for module in model.denoiser.modules()):
+        raise UserError(f"{model.name} already has an adapter; detach() it first, or load the model again.")
 
 
 def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:

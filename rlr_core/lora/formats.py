@@ -74,7 +74,7 @@ def save_lora(
     if path.suffix != ".safetensors":
         raise UserError(f"A LoRA is saved as .safetensors; give {path.with_suffix('.safetensors')} instead.")
     prefix = adapter.model.lora_prefixes[layout]
-    modules = adapter.modules()
+    modules = _with_one_alpha(adapter.modules())
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         if layout == "kohya":
@@ -131,6 +131,20 @@ def is_text_encoder(name: str) -> bool:
     return name.startswith(TEXT_ENCODER)
 
 
+def _with_one_alpha(modules: Mapping[str, LoraModule]) -> dict[str, LoraModule]:
+    """The same changes, all with the most common alpha: diffusers misreads kohya files with several."""
+    alpha = _alpha(modules)
+    return {
+        name: LoraModule(module.down, module.up * (module.alpha / alpha), alpha)
+        for name, module in modules.items()
+    }
+
+
+def _alpha(modules: Mapping[str, LoraModule]) -> float:
+    """The most common alpha."""
+    return Counter(module.alpha for module in modules.values()).most_common(1)[0][0]
+
+
 # --- metadata ---
 
 
@@ -139,12 +153,11 @@ def _header(
 ) -> dict[str, str]:
     """What other programs show about a LoRA (kohya's ss_*, the modelspec standard), and our own notes."""
     ranks = {module.rank for module in modules.values()}
-    alphas = {module.alpha for module in modules.values()}
     header = {
         "format": "pt",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
-        "ss_network_alpha": str(alphas.pop()) if len(alphas) == 1 else "Dynamic",
+        "ss_network_alpha": str(_alpha(modules)),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{adapter.model.architecture}/lora",
         "modelspec.title": f"LoRA for {adapter.model.name}",
@@ -156,12 +169,11 @@ def _header(
 def _peft_settings(modules: Mapping[str, LoraModule], prefix: str) -> dict[str, object]:
     """peft's LoraConfig for these modules, each key prefixed as diffusers does ('unet.r')."""
     rank = Counter(module.rank for module in modules.values()).most_common(1)[0][0]
-    alpha = Counter(module.alpha for module in modules.values()).most_common(1)[0][0]
     settings = {
         "r": rank,
-        "lora_alpha": alpha,
+        "lora_alpha": _alpha(modules),
         "rank_pattern": {f"^{name}": m.rank for name, m in modules.items() if m.rank != rank},
-        "alpha_pattern": {f"^{name}": m.alpha for name, m in modules.items() if m.alpha != alpha},
+        "alpha_pattern": {},
         "target_modules": sorted(modules),
     }
     return {prefix + key: value for key, value in settings.items()}
