@@ -104,7 +104,7 @@ def test_gradients_are_those_of_finite_differences(model):
     slopes = [float((g * d).sum()) for g, d in zip(gradients, directions, strict=True)]
     step = 1e-3
     for moved in ([1] + [0] * (len(inputs) - 1), [0] + [1] * (len(inputs) - 1)):  # latents; adapter
-        difference = float(score(step, moved) - score(-step, moved)) / (2 * step)
+        difference = (score(step, moved) - score(-step, moved)).item() / (2 * step)
         slope = sum(s * moves for s, moves in zip(slopes, moved, strict=True))
         assert slope == pytest.approx(difference, rel=0.02)
     adapter.detach()

@@ -81,6 +81,39 @@ def test_the_adapter_is_float32_on_a_half_precision_base(folder, dtype):
     assert {p.dtype for p in model.denoiser.parameters() if not p.requires_grad} == {model.dtype}
 
 
+def step_with_gradients(model, parameters):
+    """Output, gradients of the latents and the parameters, and bytes of activations kept for them."""
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rows = model.encode_prompts(PROMPTS)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = model.denoise(latents, 401.0, rows)
+    gradients = torch.autograd.grad(result.square().sum(), [latents, *parameters])
+    weights = {p.untyped_storage().data_ptr() for p in model.denoiser.parameters()}
+    return result, gradients, sum(size for place, size in kept.items() if place not in weights)
+
+
+def test_on_a_half_precision_base_the_adapter_keeps_no_float32_activations(folder):
+    """Bit for bit what peft computes, at a fraction of the memory that its casts hold."""
+    model = load_model(folder, device="cpu", dtype="bf16")
+    base = step_with_gradients(model, [])[2]
+    adapter = fill(attach(model, rank=1, targets="attention+ff"))
+    result, gradients, kept = step_with_gradients(model, adapter.parameters())
+    for layer in adapter.layers.values():
+        plain = torch.nn.Linear(layer.in_features, 1, bias=False)
+        plain.weight = layer.lora_A["rlr"].weight
+        layer.lora_A["rlr"], layer.cast_input_dtype_enabled = plain, True
+    as_in_peft = step_with_gradients(model, adapter.parameters())
+    assert torch.equal(result, as_in_peft[0])
+    assert all(map(torch.equal, gradients, as_in_peft[1]))
+    assert kept - base < 0.5 * (as_in_peft[2] - base)
+
+
 def test_the_start_depends_on_the_seed_alone(model):
     def start(seed, global_seed):
         torch.manual_seed(global_seed)

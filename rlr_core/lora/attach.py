@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError, nearest
+from rlr_core.lora.down_projection import DownProjection
 from rlr_core.lora.formats import LoraModule, save_lora
 
 ADAPTER = "rlr"  # the adapter's name inside peft
@@ -162,8 +163,11 @@ def attach_to(model: DiffusionModel, modules: dict[str, tuple[int, float]]) -> A
         inject_adapter_in_model(config, denoiser, adapter_name=ADAPTER)
     layers = {path: denoiser.get_submodule(path) for path in sorted(modules)}
     for layer in layers.values():
-        layer.lora_A[ADAPTER].to(torch.float32).requires_grad_(True)
-        layer.lora_B[ADAPTER].to(torch.float32).requires_grad_(True)
+        for side in (layer.lora_A, layer.lora_B):
+            side[ADAPTER].to(torch.float32).requires_grad_(True)
+        if isinstance(layer.base_layer, nn.Linear) and layer.base_layer.weight.dtype != torch.float32:
+            layer.lora_A[ADAPTER] = DownProjection.replacing(layer.lora_A[ADAPTER])
+            layer.cast_input_dtype_enabled = False  # it casts for itself
     return Adapter(model, layers)
 
 
