@@ -1,9 +1,10 @@
-"""Ctrl-C that waits for the right moment."""
+"""Ctrl-C, or whatever else is to stop a run, that waits for the right moment."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 
@@ -13,7 +14,9 @@ class Interrupts:
     Outside the main thread signals cannot be taken over, and Ctrl-C is left as it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, also: Callable[[], None] | None = None) -> None:
+        """also: asked by every `check` too; what it raises stops the run."""
+        self._also = also
         self._asked = False
         self._previous = None
 
@@ -22,6 +25,8 @@ class Interrupts:
         if self._asked:
             self._asked = False
             raise KeyboardInterrupt
+        if self._also is not None:
+            self._also()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._asked:

@@ -76,16 +76,19 @@ def train(
     *,
     judge: Reward | Any | None = None,
     on_event: OnEvent | None = None,
+    check: Callable[[], None] | None = None,
     resume: bool = False,
 ) -> TrainResult:
     """Fine-tune `model` on `reward` and return its LoRA, which stays attached to the model.
 
     reward, judge: a Reward, a name, or a callable (images [B, 3, H, W] in [0, 1], prompts) -> [B]; they win
-    over the config's names. resume: go on from the state in config.out. Ctrl-C ends the run after the present
-    micro-batch with the state of the last whole update saved, and is raised again; so is what on_event
-    raises. Raises UserError for settings, prompts or files that cannot work.
+    over the config's names. resume: go on from the state in config.out. Ctrl-C ends the run before the next
+    evaluation of the denoiser, with the state of the last whole update and the LoRA so far saved, and is
+    raised again; so is what on_event raises, and what check raises, which is called before every evaluation
+    and every decoded piece. Raises UserError for settings, prompts or files that cannot work.
     """
-    return Trainer(model, reward, config, judge=judge, on_event=on_event, resume=resume).run()
+    trainer = Trainer(model, reward, config, judge=judge, on_event=on_event, check=check, resume=resume)
+    return trainer.run()
 
 
 class Trainer:
@@ -99,6 +102,7 @@ class Trainer:
         *,
         judge: Reward | Any | None = None,
         on_event: OnEvent | None = None,
+        check: Callable[[], None] | None = None,
         resume: bool = False,
     ):
         check_config(config)
@@ -121,7 +125,7 @@ class Trainer:
         model.gradient_checkpointing(config.gradient_checkpointing)
         parameters = self.adapter.parameters()
         self.ascent = Ascent(parameters, config.optimizer, config.steps)
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(check)
         self.chain.on_evaluation = self.interrupts.check
         self.scorer = Scorer(
             model, self.reward, self._texts, config.decode_batch,
@@ -177,6 +181,8 @@ class Trainer:
                 return self._finish(reason)
         except BaseException:
             self._save()
+            with self.ascent.averaged():
+                self._save_lora("interrupted")
             raise
         finally:
             self.model.gradient_checkpointing(False)
@@ -437,28 +443,34 @@ class Trainer:
             self.adapter.load_state_dict(self.best[1])
         elif self.ascent.averages is not None:
             torch._foreach_copy_([p.data for p in self.ascent.parameters], self.ascent.averages)
-        lora = TrainedLora(self.adapter, self._metadata())
         rows: list[dict[str, Any]] = []
         if self.world.main:
             rows = self.folder.metrics()
-            with self.folder.replacing(LORA) as path:
-                lora.save(path)
             judge = self.judge.name if self.judge is not None else f"{self.reward.name}, held out"
             with self.folder.replacing("reward.png") as path:
                 plot_reward(rows, path, self.reward.name, judge)
             with self.folder.replacing("before_after.png") as path:
                 plot_before_after(self.before, self.latest, path, self._watched)
+        lora = self._save_lora(reason)  # last: its metadata says that the run is over
         self.world.wait()
         self._tell("done", step=self.step, reason=reason)
         return TrainResult(lora, Path(self.config.out), rows, self.step, reason, self.before, self.latest)
 
-    def _metadata(self) -> dict[str, str]:
+    def _save_lora(self, reason: str) -> TrainedLora:
+        """Write the adapter as it stands, and how the run came to an end, to the run folder."""
         config = self.config
-        return {
-            "rlr_base": self.model.name,
-            "rlr_family": self.model.family,
-            "rlr_method": config.method.name,
-            "rlr_reward": self.reward.name,
-            "rlr_steps": str(self.step),
-            "rlr_config": config.fingerprint(),
-        }
+        lora = TrainedLora(
+            self.adapter,
+            {
+                "family": self.model.family,
+                "method": config.method.name,
+                "reward": self.reward.name,
+                "steps": str(self.step),
+                "config": config.fingerprint(),
+                "reason": reason,
+            },
+        )
+        if self.world.main:
+            with self.folder.replacing(LORA) as path:
+                lora.save(path)
+        return lora
