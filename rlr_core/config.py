@@ -156,7 +156,7 @@ class TrainConfig:
     samples_per_prompt: int = 4
     """Trajectories of one prompt in a batch; their mean is each other's baseline."""
     micro_batch: int = 4
-    """Trajectories on a device at a time; lower it when memory runs out. The result stays the same."""
+    """Trajectories on a device at a time; lower it when memory runs out. The estimate stays as good."""
     decode_batch: int = 1
     """Pictures decoded and scored at a time."""
     gradient_checkpointing: bool = False

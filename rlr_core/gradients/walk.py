@@ -84,6 +84,8 @@ class WalkResult:
     """Largest |rho - 1| seen, 0-dim; 0 unless PPO's clip is on."""
     clipped: Tensor
     """Number of likelihood ratios that the clip cut off, 0-dim."""
+    pathwise: Tensor
+    """p [B, ...] as handed on by the last step walked."""
 
 
 def walk(
@@ -95,25 +97,26 @@ def walk(
     *,
     proximity: Proximity | None = None,
     observer: Observer | None = None,
-    mixing: Callable[[int, Tensor, Tensor], float] | None = None,
+    steps: range | None = None,
 ) -> WalkResult:
     """Sum of the batch's gradient estimates of J, by one pass from t = 1 to T.
 
-    trajectory: a full rollout of B samples; parameters: what to differentiate (the adapter's);
-    mixing: sets lam at a noisy step from its two cotangents in place of the plan (calibration).
-    Works in float32; never synchronises with the device.
+    trajectory: a full rollout of B samples; parameters: what to differentiate (the adapter's); steps: a part
+    of 1..T, where signals.pathwise is the cotangent handed to its first. Works in float32; never waits for
+    the device.
     """
+    steps = steps or range(1, chain.T + 1)
     proximity = proximity or Proximity()
     x0 = trajectory.latents[0]
     device, batch = x0.device, x0.shape[0]
     totals = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
-    result = WalkResult(totals, *(torch.zeros((), device=device) for _ in range(3)))
-    pathwise = torch.zeros_like(x0) if signals.pathwise is None else signals.pathwise.clone()
+    pathwise = torch.zeros_like(x0) if signals.pathwise is None else signals.pathwise
+    result = WalkResult(totals, *(torch.zeros((), device=device) for _ in range(3)), pathwise)
     residual = None if signals.residual is None else torch.zeros_like(x0)
     visited = plan.visited
     lam_of, weight_of = plan.lam.to(device), plan.weight.to(device)
 
-    for t in range(1, chain.T + 1):
+    for t in steps:
         index = visited[t].nonzero().flatten()
         if not len(index):
             continue
@@ -121,7 +124,7 @@ def walk(
         everyone = len(index) == batch
         pick = (lambda tensor: tensor) if everyone else (lambda tensor, index=index: tensor[index])
         sigma = chain.sigma(t)
-        hand_on = t < chain.T and bool((visited[t + 1] & (plan.lam[t + 1] > 0)).any() or mixing)
+        hand_on = t < chain.T and (t == steps[-1] or bool((visited[t + 1] & (plan.lam[t + 1] > 0)).any()))
 
         x = pick(trajectory.latents[t]).detach().requires_grad_(hand_on)
         conditioning = trajectory.conditioning if everyone else trajectory.conditioning.select(index)
@@ -133,8 +136,6 @@ def walk(
             advantage = pick(signals.advantage)
             score, factor = _score(trajectory, t, sigma, mu, pick, advantage, proximity.clip, result)
             ratio = _column(advantage * factor, x) * score
-            if mixing is not None:
-                lam = torch.full_like(lam, mixing(t, p, ratio))
             if observer is not None:
                 observer.cotangents(t, p, ratio)
             mixed = lam * p + (1 - lam) * ratio
@@ -158,6 +159,7 @@ def walk(
         if observer is not None:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients.parameters)))
             observer.contribution(t, norm, len(index))
+    result.pathwise = pathwise
     return result
 
 

@@ -231,25 +231,34 @@ class Estimator:
     def calibrate(self, rollouts: Rollouts, batch: Batch) -> None:
         """Set the mixture and the depths from a walk whose gradient is thrown away (math.md section 3).
 
-        Goes over the first micro-batch of each process; lam is set step by step, so that the variance of a
-        pathwise cotangent is that of the mixtures before it.
+        All trajectories take a step before any takes the next: lam is set from the batch's variances in
+        order, because the variance of a pathwise cotangent is that of the mixtures before it.
         """
         self._update_coefficient(rollouts)
         statistics = Statistics(self.chain.T)
-        part = rollouts.parts[0]
-        signals = self._signals(rollouts, batch)[0]
-
-        def mixing(t: int, pathwise: Tensor, ratio: Tensor) -> float:
-            if not self._wants_gradient():
-                return 0.0
-            one = Statistics(self.chain.T)
-            one.cotangents(t, pathwise, ratio)
-            found = one.totals(self.world.sum)
-            return mixing_share(found["pathwise"][t], found["ratio"][t])
-
-        whole = Plan.everywhere(self.chain.T, len(part.index), 0.0).without_hidden_noise(self.sigmas)
-        walk(self.chain, part.trajectory, self.parameters, whole, signals, observer=statistics, mixing=mixing)
+        signals = [Signals(s.advantage, s.pathwise) for s in self._signals(rollouts, batch)]
+        for t in range(1, self.chain.T + 1):
+            lam = self._calibrated_lam(t, rollouts, signals)
+            for part, signal in zip(rollouts.parts, signals, strict=True):
+                plan = Plan.everywhere(self.chain.T, len(part.index), lam).without_hidden_noise(self.sigmas)
+                result = walk(
+                    self.chain, part.trajectory, self.parameters, plan, signal,
+                    observer=statistics, steps=range(t, t + 1),
+                )  # fmt: skip
+                signal.pathwise = result.pathwise
         self.running.update(statistics.totals(self.world.sum))
+
+    def _calibrated_lam(self, t: int, rollouts: Rollouts, signals: list[Signals]) -> float:
+        """The share of the pathwise cotangent at step t that this batch's own variances ask for."""
+        if not self._wants_gradient() or self.sigmas[t - 1] <= 0:
+            return 0.0
+        observed = Statistics(self.chain.T)
+        for part, signal in zip(rollouts.parts, signals, strict=True):
+            score = part.trajectory.noises[t] / self.sigmas[t - 1]
+            advantage = signal.advantage.view(-1, *[1] * (score.ndim - 1))
+            observed.cotangents(t, signal.pathwise, advantage * score)
+        found = observed.totals(self.world.sum)
+        return mixing_share(found["pathwise"][t], found["ratio"][t])
 
     def estimate(self, rollouts: Rollouts, batch: Batch, *, replay: bool = False) -> Estimate:
         """The update's gradient. replay: an inner epoch of ddpo, the parameters have moved since."""
