@@ -60,10 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched while it runs
     try:
-        args = _parse(argv)
-        if not debug:
-            warnings.simplefilter("ignore")
-        return args.run(args)
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")
+            args = _parse(argv)
+            return args.run(args)
     except KeyboardInterrupt as interrupt:
         print(f"\n{interrupt}" if str(interrupt) else "\nStopped.", file=sys.stderr)
         return 130

@@ -43,7 +43,10 @@ def _rewards() -> list[list[str]]:
     from rlr_core.rewards.commands import list_rewards
 
     rows = list_rewards()
-    return [[row.name, row.summary, "ready" if row.ready else f"missing: {row.missing}"] for row in rows]
+    return [
+        [row.name, row.summary, "ready" if row.ready else f"missing: {row.missing}", row.options]
+        for row in rows
+    ]
 
 
 def _samplers() -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, TextIO
 
@@ -31,6 +32,7 @@ class Progress:
 
     def __exit__(self, *raised: object) -> None:
         if self.bar is not None:
+            self.bar.set_description_str("")
             self.bar.close()
 
     def __call__(self, event: Event) -> None:
@@ -46,8 +48,9 @@ class Progress:
         self.steps, self.first = data["steps"], data["first_step"]
         if self.terminal:
             self.bar = tqdm(
-                total=self.steps, initial=self.first, file=self.stream, dynamic_ncols=True,
-                bar_format="{n_fmt}/{total_fmt} |{bar:20}| {elapsed} < {remaining}{postfix} {desc}",
+                total=self.steps, initial=self.first, file=self.stream, mininterval=0.3,
+                dynamic_ncols=_width(self.stream) > 0, ncols=None if _width(self.stream) > 0 else 120,
+                bar_format="{n_fmt}/{total_fmt} |{bar:16}| {elapsed}, {remaining} left{postfix}  {desc}",
             )  # fmt: skip
         elif self.first:
             self.say(f"going on from update {self.first} of {self.steps}")
@@ -63,8 +66,8 @@ class Progress:
 
     def _update(self, row: dict[str, Any]) -> None:
         judged = row.get("judge/mean") is not None
-        if judged:
-            self.judge = _judge(row)
+        if judged or self.bar is None:  # a bar goes on showing what was measured last
+            self.judge = _judge(row) if judged else ""
         if self.last and not judged:  # updates that are also judged take longer than their evaluations
             self.rates.append((_evaluations(row) - _evaluations(self.last),
                                row["time/seconds"] - self.last["time/seconds"]))  # fmt: skip
@@ -96,6 +99,14 @@ class Progress:
             return ""
         seconds = row["time/seconds"] / row["step"] * (self.steps - row["step"])
         return f"{tqdm.format_interval(seconds)} left"
+
+
+def _width(stream: TextIO) -> int:
+    """Columns of a terminal; some say 0."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 def _judge(row: dict[str, Any]) -> str:
