@@ -88,6 +88,17 @@ def find_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
 
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> DiffusionModel:
+    family = recognise(path)
+    with _quiet_libraries():
+        return family.load(path, device, dtype)
+
+
+def recognise(path: str | Path) -> type[DiffusionModel]:
+    """The family that can load a path, found out from headers alone, in milliseconds.
+
+    Raises UserError, saying what the path is, when there is none.
+    """
+    path = Path(_built_in(str(path))) if str(path) in BUILT_IN else Path(path).expanduser()
     if not path.exists():
         hint = nearest(str(path), BUILT_IN)
         raise UserError(
@@ -97,8 +108,7 @@ def _load(path: Path, device: torch.device, dtype: torch.dtype) -> DiffusionMode
     for name in FAMILIES:
         family = _family(name)
         if family.recognises(path):
-            with _quiet_libraries():
-                return family.load(path, device, dtype)
+            return family
     raise UserError(f"{path} {_what_it_is(path)}. Families that can be trained: {', '.join(FAMILIES)}.")
 
 
