@@ -41,9 +41,8 @@ def test_everything_that_is_imported_is_declared():
     modules = {"pillow": "PIL", "pyyaml": "yaml", "open_clip_torch": "open_clip"}
     known = {modules.get(name_of(requirement), name_of(requirement)) for requirement in declared()}
     known |= {"bitsandbytes"}  # used where it is installed
-    known |= {
-        name_of(requirement) for requirement in requires("open_clip_torch") if "extra" not in requirement
-    }
+    for brought_by in ("open_clip_torch", "transformers"):  # timm, tokenizers
+        known |= {name_of(needed) for needed in requires(brought_by) if "extra ==" not in needed}
     known |= {*sys.stdlib_module_names, "rlr_core"}
     for path in (ROOT / "rlr_core").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
