@@ -211,7 +211,7 @@ _SECTIONS = {
 
 NOT_IN_STATE = (
     "steps", "out", "device", "save_every", "keep_samples", "decode_batch", "micro_batch",
-    "gradient_checkpointing",
+    "gradient_checkpointing", "evaluation.batch",
 )  # fmt: skip
 """Settings that may change when a run goes on: how long, where, and how it is cut into pieces."""
 
@@ -365,7 +365,8 @@ def _plain(value: Any) -> Any:
 def _state_settings(config: TrainConfig) -> dict[str, Any]:
     data = config.to_dict()
     for name in NOT_IN_STATE:
-        data.pop(name)
+        section, _, key = name.rpartition(".")
+        (data[section] if section else data).pop(key)
     return data
 
 
