@@ -171,6 +171,7 @@ def _text_tower(tensors: dict[str, Tensor], path: Path) -> nn.Module:
         num_hidden_layers=sum(name.endswith("attention.self.query.weight") for name in tensors) // 2,
         num_attention_heads=max(1, words.shape[1] // 64),
         max_position_embeddings=tensors["embeddings.position_embeddings.weight"].shape[0],
+        bos_token_id=None,
         is_decoder=True,  # builds the layers that attend to the picture
     )
     with on_no_memory():
