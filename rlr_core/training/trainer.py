@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlr_core.config import TrainConfig, check_config
-from rlr_core.diffusion.chain import Chain, Evaluations, Noise
+from rlr_core.diffusion.chain import Chain, Evaluations
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
 from rlr_core.lora.attach import Adapter, attach
@@ -28,13 +28,13 @@ from rlr_core.rewards import load_reward
 from rlr_core.rewards.base import Reward
 from rlr_core.training import evaluation
 from rlr_core.training.distributed import World
-from rlr_core.training.estimator import Batch, Estimate, Estimator, Rollouts
+from rlr_core.training.estimator import Estimate, Estimator, Rollouts
 from rlr_core.training.evaluation import Evaluation
 from rlr_core.training.events import Event, OnEvent
 from rlr_core.training.interrupts import Interrupts
 from rlr_core.training.memory import peak_bytes
 from rlr_core.training.optimizer import Ascent
-from rlr_core.training.prompts import PromptBook, deal, noise_seeds, read_prompts
+from rlr_core.training.prompts import Batches, PromptBook, read_prompts
 from rlr_core.training.run_folder import LORA, RunFolder
 from rlr_core.training.scoring import Scorer
 
@@ -87,12 +87,16 @@ def train(
     raised again; so is what on_event raises, and what check raises, which is called before every evaluation
     and every decoded piece. Raises UserError for settings, prompts or files that cannot work.
     """
-    trainer = Trainer(model, reward, config, judge=judge, on_event=on_event, check=check, resume=resume)
+    trainer = Trainer(model, reward, config, judge=judge, on_event=on_event, check=check)
+    trainer.open_folder(resume)
     return trainer.run()
 
 
 class Trainer:
-    """One run. `run` is the loop; the rest is its parts in the order in which it uses them."""
+    """One run. `run` is the loop; the rest is its parts in the order in which it uses them.
+
+    Without a folder, `calibrate`, `update` and `evaluate` serve those who write a loop of their own.
+    """
 
     def __init__(
         self,
@@ -103,7 +107,6 @@ class Trainer:
         judge: Reward | Any | None = None,
         on_event: OnEvent | None = None,
         check: Callable[[], None] | None = None,
-        resume: bool = False,
     ):
         check_config(config)
         self.model, self.config = model, config
@@ -118,7 +121,7 @@ class Trainer:
         self.width = config.sampler.width or model.default_size[1]
         self.latent_shape = model.latent_shape(self.height, self.width)
         self.chain = Chain(model, model.schedule(config.sampler), config.sampler.guidance)
-        self.book, self.training, self.held_out = self._prompts()
+        self.batches, self.held_out = self._prompts()
 
         lora = config.lora
         self.adapter = attach(model, lora.rank, lora.alpha, lora.targets, config.seed)
@@ -128,7 +131,7 @@ class Trainer:
         self.interrupts = Interrupts(check)
         self.chain.on_evaluation = self.interrupts.check
         self.scorer = Scorer(
-            model, self.reward, self._texts, config.decode_batch,
+            model, self.reward, self.batches.texts, config.decode_batch,
             before_piece=self.interrupts.check, surrogate=config.method.surrogate,
         )  # fmt: skip
         self.estimator = Estimator(
@@ -145,7 +148,8 @@ class Trainer:
         self.latest: Evaluation | None = None
         self.best: tuple[Evaluation, dict[str, Tensor]] | None = None
         self.folder: RunFolder | None = None
-        self._open_folder(resume)
+        self._earlier: list[int] = [0, 0]
+        self._clock = time.monotonic()
 
     # --- the loop ---
 
@@ -159,18 +163,16 @@ class Trainer:
         try:
             with self.interrupts:
                 if self.before is None:
-                    self.before = self._evaluate()
+                    self.before = self.evaluate()
                     self._judge_dropped(self.before)
                     self._record({"step": 0}, self.before)
-                if self.estimator.needs_calibration:
-                    batch = self._batch(-1)
-                    self.estimator.calibrate(self.estimator.sample(-1, batch), batch)
+                self.calibrate()
                 while self.step < config.steps:
-                    row = self._update()
+                    row = self.update()
                     last = self.step == config.steps
                     watched = None
                     if last or self.step % config.evaluation.every == 0:
-                        watched = self._evaluate()
+                        watched = self.evaluate()
                     dropped = watched is not None and self._judge_dropped(watched)
                     self._record(row, watched)
                     if last or dropped or self.step % config.save_every == 0:
@@ -187,10 +189,16 @@ class Trainer:
         finally:
             self.model.gradient_checkpointing(False)
 
-    def _update(self) -> dict[str, Any]:
+    def calibrate(self) -> None:
+        """Let the method measure what its first update is planned from, if it has to."""
+        if self.estimator.needs_calibration:
+            batch = self.batches.draw(-1)
+            self.estimator.calibrate(self.estimator.sample(-1, batch), batch)
+
+    def update(self) -> dict[str, Any]:
         """One update: a row of metrics.jsonl."""
         method = self.config.method
-        batch = self._batch(self.step)
+        batch = self.batches.draw(self.step)
         rollouts = self.estimator.sample(self.step, batch)
         estimate = self.estimator.estimate(rollouts, batch)
         if method.name == "ddpo" and estimate.ratio_error > 1e-2:
@@ -248,10 +256,8 @@ class Trainer:
             row["lambda/mean"] = float(lam.mean())
         return row
 
-    # --- batches ---
-
-    def _prompts(self) -> tuple[PromptBook, list[int], list[int]]:
-        """One book of all prompts, and the numbers of those to train on and of those held out."""
+    def _prompts(self) -> tuple[Batches, list[int]]:
+        """One book of all prompts; batches of those to train on, the numbers of those held out."""
         config, sampler = self.config, self.config.sampler
         training = read_prompts(config.prompts)
         held_out = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else training
@@ -262,28 +268,15 @@ class Trainer:
             if scorer is not None:
                 scorer.prepare([prompt.text for prompt in every])
         place = {prompt: number for number, prompt in enumerate(every)}
-        return book, [place[p] for p in training], [place[p] for p in held_out]
-
-    def _batch(self, step: int) -> Batch:
-        """The trajectories of an update; -1 is the calibration's."""
-        config = self.config
-        per_prompt = config.samples_per_prompt
-        dealt = deal(len(self.training), config.batch // per_prompt, step + 1, config.seed)
-        chosen = [self.training[place] for place in dealt for _ in range(per_prompt)]
-        seeds = noise_seeds(step, config.batch, config.seed)
-        self._chosen = chosen
-        return Batch(
-            lambda index: Noise([seeds[i] for i in index.tolist()], self.latent_shape, self.model.device),
-            self.book.conditioning(chosen),
-            torch.tensor(chosen),
-        )
-
-    def _texts(self, index: Tensor) -> list[str]:
-        return self.book.texts([self._chosen[i] for i in index.tolist()])
+        batches = Batches(
+            book, [place[p] for p in training], config.batch, config.samples_per_prompt, config.seed,
+            self.latent_shape,
+        )  # fmt: skip
+        return batches, [place[p] for p in held_out]
 
     # --- watching ---
 
-    def _evaluate(self) -> Evaluation:
+    def evaluate(self) -> Evaluation:
         """The judge and the reward on held-out prompts and seeds, with the averaged weights."""
         settings = self.config.evaluation
         rewards = {"reward": self.reward}
@@ -295,14 +288,14 @@ class Trainer:
         self.chain.evaluations = Evaluations()  # what watching costs is not the training's
         with self.ascent.averaged():
             found = evaluation.evaluate(
-                self.chain, rewards, self.book.texts(chosen), seeds,
-                lambda places: self.book.conditioning([chosen[i] for i in places]), self.latent_shape,
+                self.chain, rewards, self.batches.book.texts(chosen), seeds,
+                lambda places: self.batches.book.conditioning([chosen[i] for i in places]), self.latent_shape,
                 batch=settings.batch, device=self.model.device, keep=self.config.keep_samples,
                 on_progress=self._progress("evaluation"), world=self.world,
             )  # fmt: skip
         self.reward.load_state_dict(state)  # watching must not move a reward's running means
         self.chain.evaluations = counts
-        if self.world.main:
+        if self.world.main and self.folder is not None:
             self.folder.save_samples(self.step, found.images)
         self._tell("samples", step=self.step, images=found.images, prompts=found.prompts[: len(found.images)])
         return found
@@ -412,8 +405,8 @@ class Trainer:
         if "best" in kept:
             self.best = (kept["best"], groups["best_adapter"])
 
-    def _open_folder(self, resume: bool) -> None:
-        self._earlier: list[int] = [0, 0]
+    def open_folder(self, resume: bool) -> None:
+        """Create config.out, or go on from the state in it."""
         if self.world.main:
             open_or_create = RunFolder.resume if resume else RunFolder.create
             self.folder = open_or_create(self.config.out, self.config)
