@@ -30,10 +30,12 @@ def sample(
     *,
     batch: int = 8,
     on_progress: OnProgress | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Tensor:
     """Pictures [N, 3, H, W] in [0, 1] on the CPU, picture i of prompt i and seed i.
 
-    prompts: as in TrainConfig.prompts. A picture does not depend on its batch. Raises UserError where there
+    check: called before every evaluation of the denoiser; may raise to stop there. prompts: as in
+    TrainConfig.prompts. A picture does not depend on its batch. Raises UserError where there
     is not one seed, from 0 on, for every prompt.
     """
     if len(prompts) != len(seeds):
@@ -41,7 +43,7 @@ def sample(
     if any(seed < 0 for seed in seeds):
         raise UserError(f"Seeds start at 0; {min(seeds)} is none.")
     places = list(range(len(seeds)))
-    found = _measure(model, {}, prompts, places, seeds, sampler, batch, len(seeds), on_progress)
+    found = _measure(model, {}, prompts, places, seeds, sampler, batch, len(seeds), on_progress, check)
     return found.images
 
 
@@ -81,12 +83,14 @@ def _measure(
     batch: int,
     keep: int,
     on_progress: OnProgress | None,
+    check: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Picture i is of prompt places[i] and of seed seeds[i]."""
     sampler = sampler or SamplerConfig()
     chosen = read_prompts([prompts[place] for place in places])
     book = PromptBook(model, chosen, sampler.negative_prompt, sampler.stage_boundaries)
     chain = Chain(model, model.schedule(sampler), sampler.guidance)
+    chain.on_evaluation = check
     shape = model.latent_shape(
         sampler.height or model.default_size[0], sampler.width or model.default_size[1]
     )

@@ -88,7 +88,7 @@ def save_lora(
     header = _header(adapter, modules, metadata or {})
     if layout == "diffusers":
         header[DIFFUSERS_METADATA] = json.dumps(_peft_settings(modules, prefix))
-    _write_whole(tensors, path, header)
+    write_tensors(tensors, path, header)
     return path
 
 
@@ -201,8 +201,11 @@ def _diffusers_alphas(metadata: Mapping[str, str], names: Mapping[str, object]) 
 # --- writing ---
 
 
-def _write_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write beside the target, flush to the disk, then rename: the file is never seen half-written."""
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """A .safetensors file, with this metadata. Raises UserError where the disk refuses.
+
+    Written beside the target, flushed, then renamed: the file is never seen half-written.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
