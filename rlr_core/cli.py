@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from rlr_core import __version__
+from rlr_core.commands.bench import add_bench
+from rlr_core.commands.diagnose import add_diagnose
 from rlr_core.commands.listing import add_list
 from rlr_core.commands.sample import add_evaluate, add_sample
 from rlr_core.commands.score import add_score
@@ -26,6 +28,8 @@ COMMANDS = (
     add_evaluate,
     add_list,
     add_score,
+    add_diagnose,
+    add_bench,
 )
 
 

@@ -1,0 +1,80 @@
+"""How good a gradient estimator is: its noise, its bias, its cost, measured at fixed parameters.
+
+The truth is back-propagation through the whole chain, averaged over trajectories of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    """Sums over independent estimates of one gradient."""
+
+    count: int
+    mean: list[Tensor]
+    """Mean estimate, a tensor per parameter."""
+    variance: float
+    """Trace of the covariance of one estimate."""
+    projections: Tensor
+    """[count, D] inner products of each estimate with D directions."""
+
+    @property
+    def square(self) -> float:
+        """Unbiased estimate of the squared norm of the expectation."""
+        return float(_inner(self.mean, self.mean)) - self.variance / self.count
+
+
+def moments(estimates: Iterable[list[Tensor]], directions: list[list[Tensor]]) -> Moments:
+    """Moments of at least two estimates; directions: what each is projected on."""
+    total: list[Tensor] | None = None
+    squares, rows = 0.0, []
+    for estimate in estimates:
+        total = estimate if total is None else [a + g for a, g in zip(total, estimate, strict=True)]
+        squares += float(_inner(estimate, estimate))
+        rows.append(torch.stack([_inner(estimate, direction) for direction in directions]))
+    if total is None or len(rows) < 2:
+        raise ValueError("Moments need at least two estimates.")
+    count = len(rows)
+    mean = [g / count for g in total]
+    variance = (squares - count * float(_inner(mean, mean))) / (count - 1)
+    return Moments(count, mean, variance, torch.stack(rows))
+
+
+def z_scores(found: Moments, truth: Moments) -> Tensor:
+    """(mean - truth) / standard error along each direction [D]."""
+    error = found.projections.var(0) / found.count + truth.projections.var(0) / truth.count
+    return (found.projections.mean(0) - truth.projections.mean(0)) / error.sqrt()
+
+
+def relative_noise(found: Moments, truth: Moments) -> float:
+    """Standard deviation of one estimate over the norm of the true gradient."""
+    return (found.variance / max(truth.square, 1e-30)) ** 0.5
+
+
+def cosine(found: Moments, truth: Moments) -> float:
+    """Cosine of the expectation and the truth, noise taken out of the norms; NaN where it drowns them."""
+    if found.square <= 0 or truth.square <= 0:
+        return float("nan")
+    return float(_inner(found.mean, truth.mean)) / (found.square * truth.square) ** 0.5
+
+
+def random_directions(parameters: list[Tensor], count: int, seed: int = 0) -> list[list[Tensor]]:
+    """`count` random unit directions in parameter space, to project on."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        direction = [torch.randn(p.shape, generator=generator).to(p.device) for p in parameters]
+        norm = _inner(direction, direction).sqrt()
+        found.append([part / norm for part in direction])
+    return found
+
+
+def _inner(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """Inner product, 0-dim float64."""
+    return sum((a.double() * b.double()).sum() for a, b in zip(left, right, strict=True))
