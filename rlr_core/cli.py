@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from rlr_core import __version__
 from rlr_core.commands.bench import add_bench
+from rlr_core.commands.costs import add_costs
 from rlr_core.commands.diagnose import add_diagnose
 from rlr_core.commands.listing import add_list
 from rlr_core.commands.sample import add_evaluate, add_sample
@@ -30,6 +31,7 @@ COMMANDS = (
     add_score,
     add_diagnose,
     add_bench,
+    add_costs,
 )
 
 
