@@ -154,6 +154,12 @@ def test_settings_that_cannot_work_are_refused():
         )
 
 
+def test_a_combination_with_a_person_in_it_wants_whole_batches():
+    ratings = load_reward("ratings", ask=lambda images, prompts: [1.0] * len(prompts), clip=False)
+    assert load_reward("combine", rewards=["brightness", ratings]).whole_batch
+    assert not load_reward("combine", rewards=["brightness"]).whole_batch
+
+
 def test_prompts_and_videos_reach_the_parts():
     seen = []
 

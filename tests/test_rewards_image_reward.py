@@ -89,6 +89,21 @@ def test_checkpointing_changes_nothing(files):
     assert torch.allclose(*slopes, atol=1e-7)
 
 
+def test_its_timm_tower_lends_features_to_a_distance(files):
+    reward, (target, other) = load_reward("image_reward", **files), pictures(2, 32, 32)
+    distance = load_reward("target_picture", target=target, features=reward)
+    pixels = torch.stack([target, 0.9 * target, other]).requires_grad_(True)
+    same, shade, away = distance(pixels, [""] * 3)
+    assert same.item() == pytest.approx(0, abs=1e-9)
+    assert away < shade < 0
+    away.backward()
+    assert torch.isfinite(pixels.grad).all() and pixels.grad[2].abs().max() > 0
+
+
+def test_the_vocabulary_beside_the_weights_is_found(files):
+    assert load_reward("image_reward", weights=files["weights"])(pictures(1), ["a cat"]).shape == (1,)
+
+
 def test_surplus_parts_of_blip_are_ignored_and_missing_ones_named(files):
     tensors = {**image_reward_tensors(), "blip.text_proj.weight": torch.zeros(3, 3)}
     torch.save(tensors, files["weights"])

@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def _load(folder, **options):
-    return load_reward("vqascore", weights=folder, tokenizer=folder / "tokenizer.json", **options)
+    return load_reward("vqascore", weights=folder, **options)  # the tokenizer is beside the weights
 
 
 def _expected(folder, image, prompt):

@@ -69,11 +69,15 @@ class Aesthetic(Reward):
             )
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if self.tower.device is None:
+            self.to(images.device)
         features = self.tower.features(crop_shorter_side(images, self.tower.size))
-        return self.head.to(features.device)(F.normalize(features, dim=-1)).squeeze(-1)
+        return self.head(F.normalize(features, dim=-1)).squeeze(-1)
 
     def to(self, device: torch.device | str) -> Aesthetic:
         self.tower.to(device)
+        with torch.inference_mode(False):
+            self.head.to(device)
         return self
 
 

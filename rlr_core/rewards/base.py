@@ -32,6 +32,9 @@ class Reward(ABC):
     takes: str = "pictures"
     """pictures: `score` sees [B, 3, H, W] only, and a video gets the mean over its frames;
     videos: [B, F, 3, H, W] only; any: both, as they come."""
+    whole_batch: bool = False
+    """Whether a caller should score a whole batch in one call (a person is asked about pictures together);
+    the scores are the same in pieces, but each piece is a question of its own."""
     files: tuple[WeightFile, ...] = ()
     """The weight files it needs, each with where to get it."""
     surrogate: Reward | None = None

@@ -31,8 +31,8 @@ class ImageTower:
         dtype: str | torch.dtype | None = None,
         checkpointing: bool = False,
     ):
-        """dtype: the network's; None is float16 on an accelerator and float32 on the CPU, where torch has no fast
-        float16 on the way back (minutes a picture) and bfloat16 is the smaller choice.
+        """dtype: the network's; None is float16 on an accelerator and float32 on the CPU, where torch has no
+        fast float16 on the way back (minutes a picture) and bfloat16 is the smaller choice.
 
         checkpointing: recompute activations on the way back; about a twentieth of the memory, a third slower.
         """

@@ -56,6 +56,7 @@ class Combine(Reward):
         self.mode, self.normalise = mode, normalise
         self.running = {name: Running(reward.range) for name, reward in self.rewards.items()}
         self.differentiable = all(reward.differentiable for reward in self.rewards.values())
+        self.whole_batch = any(reward.whole_batch for reward in self.rewards.values())
         self.needs_prompt = any(reward.needs_prompt for reward in self.rewards.values())
         self.files = tuple(file for reward in self.rewards.values() for file in reward.files)
         self._parts: dict[str, Tensor] = {}

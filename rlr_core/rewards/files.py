@@ -55,12 +55,17 @@ def folders() -> list[Path]:
     return listed or [DEFAULT_FOLDER]
 
 
-def locate(needed: WeightFile, given: str | os.PathLike | None = None) -> Path:
+def locate(needed: WeightFile, given: str | os.PathLike | None = None, beside: Path | None = None) -> Path:
     """The file's path: `given` (a path, or a name inside the folders), else the first usual name found.
 
+    beside: another file of the same reward; the usual names are looked for in its folder first.
     Raises UserError that says what is missing, where to get it and where it goes.
     """
     names = needed.names if given is None else (os.fspath(given),)
+    if given is None and beside is not None:
+        for name in names:
+            if (beside.parent / Path(name).name).is_file():
+                return beside.parent / Path(name).name
     for base in [Path()] * (given is not None) + folders():
         for name in names:
             found = _inside(base / name)

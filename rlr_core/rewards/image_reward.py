@@ -53,7 +53,7 @@ class ImageReward(Reward):
     ):
         """weights, vocabulary: the two files; dtype: see ImageTower; checkpointing: of the ViT."""
         path = locate(WEIGHTS, weights)
-        self.tokenize = bert_tokenizer(locate(VOCABULARY, vocabulary))
+        self.tokenize = bert_tokenizer(locate(VOCABULARY, vocabulary, beside=path))
         tensors = read_tensors(path, WEIGHTS)
         self.tower = BlipTower(select(tensors, "blip.visual_encoder."), path, checkpointing)
         self.text = _text_tower(select(tensors, "blip.text_encoder."), path)

@@ -36,6 +36,7 @@ class Ratings(Reward):
     name = "ratings"
     takes = "any"
     differentiable = False
+    whole_batch = True
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class OnFrames(Reward):
         self.frames, self.reduce, self.temperature = frames, reduce, temperature
         self.name = f"video_{self.reward.name}"
         self.differentiable, self.needs_prompt = self.reward.differentiable, self.reward.needs_prompt
+        self.whole_batch = self.reward.whole_batch
         self.range, self.files = self.reward.range, self.reward.files
         if self.reward.surrogate is not None:
             self.surrogate = OnFrames(self.reward.surrogate, frames, reduce, temperature)

@@ -75,7 +75,7 @@ class VQAScore(Reward):
         if self.dtype is torch.float16:
             raise UserError("Reward 'vqascore' overflows in float16; use dtype bfloat16 or float32.")
         path = locate(WEIGHTS, weights)
-        self.encode = _tokenizer(locate(TOKENIZER, tokenizer))
+        self.encode = _tokenizer(locate(TOKENIZER, tokenizer, beside=path))
         tensors = read_tensors(path, WEIGHTS)
         inside = select(tensors, "vision_tower.vision_tower.") or select(tensors, "vision_tower.")
         if inside:
