@@ -61,20 +61,29 @@ def test_a_given_path_that_is_not_there_is_named(folder):
 def test_folders_are_searched_in_order_and_a_path_goes_first(tmp_path, monkeypatch):
     first, second = tmp_path / "a", tmp_path / "b"
     monkeypatch.setenv("RLR_REWARD_MODELS", f"{first}{os.pathsep}{second}")
-    save(aesthetic_head(), second / HEAD.names[0])
-    assert locate(HEAD) == second / HEAD.names[0]
-    save(aesthetic_head(), first / HEAD.names[1].replace(".pth", ".safetensors"))
-    assert locate(HEAD).parent == first
+    name = HEAD.names[0]
+    for folder in (second, first):
+        folder.mkdir()
+        torch.save(aesthetic_head(), folder / name)
+        assert locate(HEAD) == folder / name
     own = save(aesthetic_head(), tmp_path / "own.safetensors")
     assert locate(HEAD, own) == own
-    assert locate(HEAD, HEAD.names[0]).parent == first
+    assert locate(HEAD, name) == first / name
+
+
+def test_the_safetensors_twin_of_a_pickle_goes_first(folder):
+    torch.save(aesthetic_head(), folder / HEAD.names[0])
+    twin = save(aesthetic_head(), folder / "sac+logos+ava1-l14-linearMSE.safetensors")
+    assert locate(HEAD) == twin
 
 
 def test_without_the_variable_the_folder_is_models_reward_models(tmp_path, monkeypatch):
     monkeypatch.delenv("RLR_REWARD_MODELS", raising=False)
     monkeypatch.chdir(tmp_path)
-    save(aesthetic_head(), tmp_path / "models" / "reward_models" / HEAD.names[0])
-    assert locate(HEAD).is_file()
+    path = tmp_path / "models" / "reward_models" / HEAD.names[0]
+    path.parent.mkdir(parents=True)
+    torch.save(aesthetic_head(), path)
+    assert locate(HEAD).samefile(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

@@ -19,10 +19,7 @@ from rlr_core.rewards.preprocess import crop_shorter_side
 
 HEAD = WeightFile(
     "weights",
-    (
-        "sac+logos+ava1-l14-linearMSE.safetensors",
-        "sac+logos+ava1-l14-linearMSE.pth",
-    ),
+    ("sac+logos+ava1-l14-linearMSE.pth",),
     "the aesthetic v2 head (five linear layers on 768 CLIP features)",
     "https://github.com/christophschuhmann/improved-aesthetic-predictor (sac+logos+ava1-l14-linearMSE.pth)",
 )
@@ -35,7 +32,7 @@ CLIP_L = WeightFile(
         "ViT-L-14.safetensors",
     ),
     "OpenAI's CLIP ViT-L/14, image tower (ComfyUI's clip_vision file will do)",
-    "https://huggingface.co/openai/clip-vit-large-patch14 (model.safetensors)",
+    "https://huggingface.co/openai/clip-vit-large-patch14 (model.safetensors, renamed)",
 )
 
 

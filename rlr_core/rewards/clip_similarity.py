@@ -73,9 +73,9 @@ class ClipScore(ClipSimilarity):
     files = (
         WeightFile(
             "weights",
-            ("clip-vit-large-patch14", "clip-vit-large-patch14.safetensors", "ViT-L-14.safetensors"),
+            ("clip-vit-large-patch14.safetensors", "clip-vit-large-patch14", "ViT-L-14.safetensors"),
             "a CLIP with both towers, such as OpenAI's ViT-L/14",
-            "https://huggingface.co/openai/clip-vit-large-patch14 (model.safetensors)",
+            "https://huggingface.co/openai/clip-vit-large-patch14 (model.safetensors, renamed)",
         ),
     )
 
@@ -92,9 +92,9 @@ class PickScore(ClipSimilarity):
     files = (
         WeightFile(
             "weights",
-            ("PickScore_v1", "PickScore_v1.safetensors", "pickscore_v1.safetensors"),
+            ("PickScore_v1.safetensors", "PickScore_v1", "pickscore_v1.safetensors"),
             "PickScore v1 (ViT-H/14, both towers)",
-            "https://huggingface.co/yuvalkirstain/PickScore_v1 (model.safetensors)",
+            "https://huggingface.co/yuvalkirstain/PickScore_v1 (model.safetensors, renamed)",
         ),
     )
 
@@ -119,12 +119,7 @@ class HPSv2(ClipSimilarity):
     files = (
         WeightFile(
             "weights",
-            (
-                "HPS_v2.1_compressed.safetensors",
-                "HPS_v2.1_compressed.pt",
-                "HPS_v2_compressed.safetensors",
-                "HPS_v2_compressed.pt",
-            ),
+            ("HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt"),
             "HPSv2.1 or 2.0 (ViT-H/14, both towers)",
             "https://huggingface.co/xswu/HPSv2 (HPS_v2.1_compressed.pt or HPS_v2_compressed.pt)",
         ),

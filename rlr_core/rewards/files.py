@@ -35,7 +35,8 @@ class WeightFile(NamedTuple):
     option: str
     """The constructor's option that names the file, when it is not where it is looked for."""
     names: tuple[str, ...]
-    """Paths looked for inside each folder, the usual one first; a name may be a Hugging Face folder."""
+    """Paths looked for inside each folder, as published, the usual one first; a name may be a Hugging Face
+    folder. Ahead of a .pt or .pth its .safetensors twin is looked for."""
     what: str
     """What it holds, in words."""
     source: str
@@ -61,7 +62,7 @@ def locate(needed: WeightFile, given: str | os.PathLike | None = None, beside: P
     beside: another file of the same reward; the usual names are looked for in its folder first.
     Raises UserError that says what is missing, where to get it and where it goes.
     """
-    names = needed.names if given is None else (os.fspath(given),)
+    names = _with_twins(needed.names) if given is None else (os.fspath(given),)
     if given is None and beside is not None:
         for name in names:
             if (beside.parent / Path(name).name).is_file():
@@ -75,6 +76,16 @@ def locate(needed: WeightFile, given: str | os.PathLike | None = None, beside: P
     if given is not None:
         raise UserError(f"{given} is not there (it should be {needed.what}). {needed.advice()}")
     raise UserError(f"{needed.names[0]} ({needed.what}) is not in {looked}. {needed.advice()}")
+
+
+def _with_twins(names: Iterable[str]) -> list[str]:
+    """The names, each pickle's preceded by the same name as .safetensors."""
+    out = []
+    for name in names:
+        if name.endswith(PICKLES):
+            out.append(str(Path(name).with_suffix(".safetensors")))
+        out.append(name)
+    return out
 
 
 def _inside(path: Path) -> Path | None:

@@ -19,7 +19,7 @@ from rlr_core.rewards.preprocess import crop_shorter_side, normalise
 
 WEIGHTS = WeightFile(
     "weights",
-    ("ImageReward.safetensors", "ImageReward.pt"),
+    ("ImageReward.pt",),
     "ImageReward v1.0 (BLIP ViT-L/16, BERT with cross-attention, MLP)",
     "https://huggingface.co/THUDM/ImageReward (ImageReward.pt)",
 )

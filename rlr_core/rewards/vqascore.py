@@ -31,9 +31,9 @@ TOKENIZER = WeightFile(
 )
 VISION = WeightFile(
     "vision",
-    ("clip-vit-large-patch14-336", "clip-vit-large-patch14-336.safetensors"),
+    ("clip-vit-large-patch14-336.safetensors", "clip-vit-large-patch14-336"),
     "OpenAI's CLIP ViT-L/14 at 336 pixels, image tower",
-    "https://huggingface.co/openai/clip-vit-large-patch14-336 (model.safetensors)",
+    "https://huggingface.co/openai/clip-vit-large-patch14-336 (model.safetensors, renamed)",
 )
 
 QUESTION = (
