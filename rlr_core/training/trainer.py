@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from rlr_core.config import TrainConfig, check_config
-from rlr_core.diffusion.chain import Chain, Evaluations
+from rlr_core.diffusion.chain import Chain
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
 from rlr_core.lora.attach import Adapter, attach
 from rlr_core.lora.formats import save_lora
 from rlr_core.rewards import load_reward
 from rlr_core.rewards.base import Reward
-from rlr_core.training import evaluation
 from rlr_core.training.distributed import World
 from rlr_core.training.estimator import Estimate, Estimator, Rollouts
 from rlr_core.training.evaluation import Evaluation
@@ -37,6 +36,7 @@ from rlr_core.training.optimizer import Ascent
 from rlr_core.training.prompts import Batches, PromptBook, read_prompts
 from rlr_core.training.run_folder import LORA, RunFolder
 from rlr_core.training.scoring import Scorer
+from rlr_core.training.watch import Watch
 
 GIVE_UP_AFTER = 5
 """Updates in a row whose gradient is not finite."""
@@ -121,7 +121,7 @@ class Trainer:
         self.width = config.sampler.width or model.default_size[1]
         self.latent_shape = model.latent_shape(self.height, self.width)
         self.chain = Chain(model, model.schedule(config.sampler), config.sampler.guidance)
-        self.batches, self.held_out = self._prompts()
+        self.batches, held_out = self._prompts()
 
         lora = config.lora
         self.adapter = attach(model, lora.rank, lora.alpha, lora.targets, config.seed)
@@ -144,9 +144,11 @@ class Trainer:
         self.step = 0
         self.skipped = self.skipped_in_a_row = 0
         self.seconds = 0.0
-        self.before: Evaluation | None = None
-        self.latest: Evaluation | None = None
-        self.best: tuple[Evaluation, dict[str, Tensor]] | None = None
+        self.watch = Watch(
+            self.chain, self.reward, self.judge, self.batches.book, held_out, config.evaluation,
+            seed=config.seed, latent_shape=self.latent_shape, keep=config.keep_samples, world=self.world,
+            averaged=self.ascent.averaged, adapter_state=self.adapter.state_dict,
+        )  # fmt: skip
         self.folder: RunFolder | None = None
         self._earlier: list[int] = [0, 0]
         self._clock = time.monotonic()
@@ -162,10 +164,10 @@ class Trainer:
         self._warn_about_hidden_steps()
         try:
             with self.interrupts:
-                if self.before is None:
-                    self.before = self.evaluate()
-                    self._judge_dropped(self.before)
-                    self._record({"step": 0}, self.before)
+                if self.watch.before is None:
+                    first = self.evaluate()
+                    self.watch.dropped(first)
+                    self._record({"step": 0}, first)
                 self.calibrate()
                 while self.step < config.steps:
                     row = self.update()
@@ -173,7 +175,7 @@ class Trainer:
                     watched = None
                     if last or self.step % config.evaluation.every == 0:
                         watched = self.evaluate()
-                    dropped = watched is not None and self._judge_dropped(watched)
+                    dropped = watched is not None and self.watch.dropped(watched)
                     self._record(row, watched)
                     if last or dropped or self.step % config.save_every == 0:
                         self._save()
@@ -277,45 +279,12 @@ class Trainer:
     # --- watching ---
 
     def evaluate(self) -> Evaluation:
-        """The judge and the reward on held-out prompts and seeds, with the averaged weights."""
-        settings = self.config.evaluation
-        rewards = {"reward": self.reward}
-        if self.judge is not None:
-            rewards["judge"] = self.judge
-        index, seeds = evaluation.plan(len(self.held_out), settings.samples, self.config.seed)
-        chosen = [self.held_out[i] for i in index]
-        state, counts = self.reward.state_dict(), self.chain.evaluations
-        self.chain.evaluations = Evaluations()  # what watching costs is not the training's
-        with self.ascent.averaged():
-            found = evaluation.evaluate(
-                self.chain, rewards, self.batches.book.texts(chosen), seeds,
-                lambda places: self.batches.book.conditioning([chosen[i] for i in places]), self.latent_shape,
-                batch=settings.batch, device=self.model.device, keep=self.config.keep_samples,
-                on_progress=self._progress("evaluation"), world=self.world,
-            )  # fmt: skip
-        self.reward.load_state_dict(state)  # watching must not move a reward's running means
-        self.chain.evaluations = counts
+        """The judge and the reward on held-out prompts and seeds, of the adapter as it would be saved now."""
+        found = self.watch.look(self._progress("evaluation"))
         if self.world.main and self.folder is not None:
             self.folder.save_samples(self.step, found.images)
         self._tell("samples", step=self.step, images=found.images, prompts=found.prompts[: len(found.images)])
         return found
-
-    @property
-    def _watched(self) -> str:
-        """Name of the scores that are the judge: the reward's own where there is no judge."""
-        return "judge" if self.judge is not None else "reward"
-
-    def _judge_dropped(self, found: Evaluation) -> bool:
-        """Whether the judge is significantly below its best; keeps the best adapter."""
-        self.latest = found
-        if not self.config.evaluation.stop_when_judge_drops:
-            return False
-        gain = evaluation.difference(self.best[0], found, self._watched) if self.best else None
-        if gain is None or gain.mean > 0:
-            with self.ascent.averaged():
-                self.best = (found, self.adapter.state_dict())
-            return False
-        return gain.high < 0
 
     def _warn_about_hidden_steps(self) -> None:
         hidden = self.estimator.hidden_steps()
@@ -329,12 +298,7 @@ class Trainer:
     def _record(self, row: dict[str, Any], watched: Evaluation | None) -> None:
         """Complete a row with what was watched, write it and tell it. The update is settled then."""
         if watched is not None:
-            judged, held_out = watched.estimate(self._watched), watched.estimate("reward")
-            row |= {
-                "judge/mean": judged.mean, "judge/low": judged.low, "judge/high": judged.high,
-                "reward/held_out": held_out.mean, "reward/held_out_low": held_out.low,
-                "reward/held_out_high": held_out.high, "diversity": watched.diversity,
-            }  # fmt: skip
+            row |= self.watch.row(watched)
         now = time.monotonic()
         self.seconds += now - self._clock
         self._clock = now
@@ -363,11 +327,13 @@ class Trainer:
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that it takes to go on exactly, as of the last whole update."""
+        watched, kept = self.watch.to_state()
         groups: Mapping[str, Mapping[str, Tensor]] = {
             "adapter": self.adapter.state_dict(),
             "ascent": self.ascent.state_dict(),
             "estimator": self.estimator.state_dict(),
             "reward": self.reward.state_dict(),
+            **watched,
         }
         tensors = {
             f"{group}/{name}": value.detach().clone()
@@ -376,15 +342,8 @@ class Trainer:
         }
         values: dict[str, Any] = {
             "step": self.step, "seconds": self.seconds, "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row, "evaluations": self._evaluations(),
+            "skipped_in_a_row": self.skipped_in_a_row, "evaluations": self._evaluations(), **kept,
         }  # fmt: skip
-        kept = {"before": self.before, "latest": self.latest, "best": self.best and self.best[0]}
-        for name, found in kept.items():
-            if found is not None:
-                parts, values[name] = found.to_state()
-                tensors |= {f"{name}/{key}": value for key, value in parts.items()}
-        if self.best is not None:
-            tensors |= {f"best_adapter/{key}": value for key, value in self.best[1].items()}
         return tensors, values
 
     def _load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -399,11 +358,7 @@ class Trainer:
         self.step, self.seconds = values["step"], values["seconds"]
         self.skipped, self.skipped_in_a_row = values["skipped"], values["skipped_in_a_row"]
         self._earlier = values["evaluations"]
-        kept = {name: Evaluation.from_state(groups[name], values[name])
-                for name in ("before", "latest", "best") if name in values}  # fmt: skip
-        self.before, self.latest = kept.get("before"), kept.get("latest")
-        if "best" in kept:
-            self.best = (kept["best"], groups["best_adapter"])
+        self.watch.from_state(groups, values)
 
     def open_folder(self, resume: bool) -> None:
         """Create config.out, or go on from the state in it."""
@@ -431,9 +386,10 @@ class Trainer:
         """Leave the adapter as it is to be used; write the LoRA and the pictures."""
         from rlr_core.plots import plot_before_after, plot_reward
 
-        if reason != "finished" and self.best is not None:
-            self.latest = self.best[0]
-            self.adapter.load_state_dict(self.best[1])
+        watch = self.watch
+        if reason != "finished" and watch.best is not None:
+            watch.latest = watch.best[0]
+            self.adapter.load_state_dict(watch.best[1])
         elif self.ascent.averages is not None:
             torch._foreach_copy_([p.data for p in self.ascent.parameters], self.ascent.averages)
         rows: list[dict[str, Any]] = []
@@ -443,11 +399,11 @@ class Trainer:
             with self.folder.replacing("reward.png") as path:
                 plot_reward(rows, path, self.reward.name, judge)
             with self.folder.replacing("before_after.png") as path:
-                plot_before_after(self.before, self.latest, path, self._watched)
+                plot_before_after(watch.before, watch.latest, path, watch.judged_by)
         lora = self._save_lora(reason)  # last: its metadata says that the run is over
         self.world.wait()
         self._tell("done", step=self.step, reason=reason)
-        return TrainResult(lora, Path(self.config.out), rows, self.step, reason, self.before, self.latest)
+        return TrainResult(lora, Path(self.config.out), rows, self.step, reason, watch.before, watch.latest)
 
     def _save_lora(self, reason: str) -> TrainedLora:
         """Write the adapter as it stands, and how the run came to an end, to the run folder."""
