@@ -148,10 +148,12 @@ def test_a_folder_carries_pictures_out_and_scores_in(tmp_path):
 
 
 def test_a_second_round_gets_the_next_number(tmp_path):
-    (tmp_path / "round_0007").mkdir()
+    for name in ("round_0007", "round_seven", ".round_0008"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".round_0008" / "left_over.png").touch()
     with pytest.raises(UserError, match=r"round_0008.scores\.json came within 0 seconds"):
         RatingFolder(tmp_path, timeout=0)(pictures(1), ["a"])
-    assert (tmp_path / "round_0008" / "000.png").is_file()
+    assert {path.name for path in (tmp_path / "round_0008").iterdir()} == {"000.png", "prompts.json"}
 
 
 @pytest.mark.parametrize("answer", ["[1]", "five", '{"a": 1, "b": 2}', "[1, null]", "3"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,9 +154,11 @@ class RatingFolder:
         from PIL import Image
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        last = max((int(path.name[6:]) for path in self.folder.glob("round_[0-9]*")), default=0)
+        numbers = [path.name.removeprefix("round_") for path in self.folder.glob("round_*")]
+        last = max((int(number) for number in numbers if number.isdecimal()), default=0)
         here = self.folder / f"round_{last + 1:04d}"
         unfinished = self.folder / f".{here.name}"
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was stopped while it wrote
         unfinished.mkdir()
         for index, image in enumerate(images):
             strip = torch.cat(list(image), -1) if image.ndim == 4 else image
