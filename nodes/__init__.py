@@ -1,0 +1,47 @@
+"""The ComfyUI nodes. What they do is in rlr_core; here sockets become its calls.
+
+engine.py   makes the bundled rlr_core importable
+host.py     all of ComfyUI's runtime: folders, progress, cancel, memory, events
+schema.py   what the nodes' definitions share; sockets.py: what travels between them
+live.py     a run's events as progress bar, preview and live view
+"""
+
+from __future__ import annotations
+
+from . import engine
+
+engine.make_importable()
+
+
+async def comfy_entrypoint():
+    """What ComfyUI asks for the nodes."""
+    from comfy_api.latest import ComfyExtension
+
+    from . import host
+
+    host.register_folders()
+    host.register_routes()
+
+    class RLRExtension(ComfyExtension):
+        async def get_node_list(self):
+            return all_nodes()
+
+    return RLRExtension()
+
+
+def all_nodes() -> list[type]:
+    """Every node of the pack."""
+    from .load import LoadCheckpoint
+    from .lora import ApplyLora, SaveLora
+    from .method import MethodNode
+    from .prompts import PromptsNode, PromptStages
+    from .report import TrainingReport
+    from .rewards import CombineRewards, RewardNode
+    from .sample import SampleNode
+    from .score import ScoreImages
+    from .train import TrainNode
+
+    return [
+        LoadCheckpoint, PromptsNode, PromptStages, RewardNode, CombineRewards, ScoreImages, MethodNode,
+        TrainNode, SaveLora, ApplyLora, SampleNode, TrainingReport,
+    ]  # fmt: skip

@@ -1,0 +1,163 @@
+"""RLR Save LoRA and RLR Apply LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from comfy_api.latest import io
+from torch import Tensor
+
+from rlr_core.errors import UserError
+
+from . import host, names
+from .schema import CATEGORY, Node, opt, rare
+
+STRENGTH = {"min": -20.0, "max": 20.0, "step": 0.05}
+
+
+class SaveLora(Node):
+    """A LORA_MODEL as a file that every LoRA loader finds."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLR_SaveLoRA",
+            display_name="RLR Save LoRA",
+            category=CATEGORY,
+            description="Writes a LoRA to output/loras, where ComfyUI's LoRA loaders find it (press R to reload "
+            "their lists).",
+            inputs=[
+                io.LoraModel.Input("lora", tooltip="From RLR Train, or any node that gives a LORA_MODEL."),
+                io.String.Input("name", default="my-lora", tooltip="Name of the file, without .safetensors; "
+                                "folder/name makes a folder."),
+                rare(io.Combo.Input, "if_exists", options=["keep both", "replace"], default="keep both",
+                     tooltip="keep both: a LoRA with other content goes beside it, as my-lora_2."),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="Where the file is.")],
+            is_output_node=True,
+            **opt(search_aliases=["save lora", "export lora"]),
+        )  # fmt: skip
+
+    @classmethod
+    def run(cls, lora: Any, name: str, if_exists: str) -> io.NodeOutput:
+        from rlr_core.lora.formats import write_tensors
+
+        tensors = {key: value.detach().cpu().contiguous() for key, value in lora.items()}
+        metadata = dict(getattr(lora, "metadata", {}))
+        first = names.inside(host.loras_folder(), f"{name.removesuffix('.safetensors')}.safetensors")
+        path, number = first, 2
+        while if_exists == "keep both" and path.exists() and not _holds(path, tensors):
+            path, number = first.with_stem(f"{first.stem}_{number}"), number + 1
+        if not path.exists() or not _holds(path, tensors):
+            write_tensors(tensors, path, metadata)
+        host.log(f"LoRA saved to {path}")
+        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+
+
+def _holds(path: Any, tensors: dict[str, Tensor]) -> bool:
+    """Whether a file holds exactly these tensors."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError):
+        return False
+    return found.keys() == tensors.keys() and all(
+        found[key].dtype == value.dtype and torch.equal(found[key], value) for key, value in tensors.items()
+    )
+
+
+class ApplyLora(Node):
+    """A LORA_MODEL on a stock MODEL and CLIP, for all of the steps or a part of them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLR_ApplyLoRA",
+            display_name="RLR Apply LoRA",
+            category=CATEGORY,
+            description="Puts a trained LoRA on ComfyUI's own model, for KSampler and every other sampler.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the LoRA was trained on, from a stock loader."),
+                io.LoraModel.Input("lora", tooltip="From RLR Train, or any node that gives a LORA_MODEL."),
+                io.Clip.Input("clip", optional=True, tooltip="Only for LoRAs that change the text encoder."),
+                io.Float.Input("strength_model", default=1.0, **STRENGTH,
+                               tooltip="How strongly the LoRA acts on the model; 0 leaves it as it is."),
+                io.Float.Input("strength_clip", default=1.0, **STRENGTH,
+                               tooltip="How strongly it acts on the text encoder, if it does."),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of the sampling after which the LoRA sets in."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of the sampling after which the LoRA ends."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with its part of the LoRA."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def run(
+        cls, model: Any, lora: Any, clip: Any, strength_model: float, strength_clip: float,
+        start_percent: float, end_percent: float,
+    ) -> io.NodeOutput:  # fmt: skip
+        if start_percent >= end_percent:
+            raise UserError("end_percent must be above start_percent.")
+        weights = dict(lora)
+        whole = start_percent <= 0 and end_percent >= 1
+        if whole or strength_model == 0:
+            return io.NodeOutput(*host.patch(model, clip, weights, strength_model, strength_clip))
+        changes = host.low_rank_changes(model, weights)
+        first, last = host.sigma_at(model, start_percent), host.sigma_at(model, end_percent)
+        wrapper = _for_a_part(changes, strength_model, first, last)
+        changed_clip = host.patch(None, clip, weights, 0.0, strength_clip)[1] if clip is not None else None
+        return io.NodeOutput(host.clone_with_wrapper(model, f"rlr_lora_{id(wrapper)}", wrapper), changed_clip)
+
+
+def _for_a_part(changes: dict[str, tuple], strength: float, first: float, last: float) -> Callable:
+    """A wrapper that adds strength * alpha / rank * up down x to each module while last < sigma <= first.
+
+    The weights themselves stay as they are, so that it works beside every other patch and offloading.
+    """
+    held: dict[tuple, tuple[Tensor, Tensor]] = {}  # copies on the device, made at the first use
+
+    def adding(path: str) -> Callable:
+        up, down, alpha = changes[path]
+        scale = strength * (1.0 if alpha is None else float(alpha) / down.shape[0])
+
+        def hook(module: Any, inputs: tuple, output: Tensor) -> Tensor:
+            x = inputs[0]
+            key = (path, x.device, x.dtype)
+            if key not in held:
+                held[key] = (up.to(x.device, x.dtype), down.to(x.device, x.dtype))
+            return output + scale * _low_rank(module, x, *held[key])
+
+        return hook
+
+    def wrapper(executor: Callable, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        sigma = float(t.max())
+        if not last < sigma <= first:
+            return executor(x, t, *args, **kwargs)
+        network = executor.class_obj
+        hooks = [network.get_submodule(path).register_forward_hook(adding(path)) for path in changes]
+        try:
+            return executor(x, t, *args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return wrapper
+
+
+def _low_rank(module: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """up down x for a linear layer, or for a convolution, whose stride and padding the first half takes."""
+    if getattr(module, "kernel_size", None) is None:
+        return F.linear(F.linear(x, down.flatten(1)), up.flatten(1))
+    down = down if down.ndim == 4 else down[:, :, None, None]
+    up = up if up.ndim == 4 else up[:, :, None, None]
+    inner = F.conv2d(x, down, None, module.stride, module.padding, module.dilation, module.groups)
+    return F.conv2d(inner, up)

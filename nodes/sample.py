@@ -1,0 +1,82 @@
+"""RLR Sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from rlr_core.errors import UserError
+
+from . import host, images, sockets
+from .schema import CATEGORY, Node, RlrModel, RlrPrompts, rare
+
+MOST = 256
+
+
+class SampleNode(Node):
+    """Pictures of a model as RLR Train sees it: the same sampler, with or without its LoRA."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RLR_Sample",
+            display_name="RLR Sample",
+            category=CATEGORY,
+            description="Samples pictures just as training does. For finished work use KSampler with RLR Apply "
+            "LoRA.",
+            inputs=[
+                RlrModel.Input("model", tooltip="From RLR Load Checkpoint, or from RLR Train with its LoRA."),
+                RlrPrompts.Input("prompts", tooltip="What to draw, one picture or more of each."),
+                io.Int.Input("seed", default=0, min=0, max=2**53 - 1,
+                             tooltip="Seed of the first picture; the next ones take the next seeds."),
+                io.Int.Input("steps", default=20, min=2, max=200, tooltip="Denoising steps."),
+                io.Float.Input("guidance", default=5.0, min=0.0, max=30.0, step=0.1,
+                               tooltip="Classifier-free guidance, as cfg in KSampler."),
+                io.Int.Input("per_prompt", default=1, min=1, max=64, tooltip="Pictures of each prompt."),
+                io.Int.Input("most_prompts", default=8, min=1, max=256,
+                             tooltip="How many prompts are drawn, from the first."),
+                io.Int.Input("width", default=0, min=0, max=2048, step=8,
+                             tooltip="Width; 0 is what the model was made for."),
+                io.Int.Input("height", default=0, min=0, max=2048, step=8,
+                             tooltip="Height; 0 is what the model was made for."),
+                rare(io.Float.Input, "eta", default=0.0, min=0.0, max=2.0, step=0.05,
+                     tooltip="Noise that every step adds; 0 is DDIM, 1 is DDPM."),
+                rare(io.String.Input, "negative_prompt", default="", tooltip="What guidance steers away from."),
+                rare(io.Int.Input, "batch", default=4, min=1, max=64, tooltip="Pictures at a time."),
+            ],
+            outputs=[io.Image.Output(display_name="images", tooltip="The pictures, prompt after prompt.")],
+        )  # fmt: skip
+
+    @classmethod
+    def run(cls, model: Any, prompts: Any, seed: int, **inputs: Any) -> io.NodeOutput:
+        if not isinstance(model, sockets.Model) or not isinstance(prompts, sockets.Prompts):
+            raise UserError("RLR Sample takes model and prompts from RLR nodes.")
+        chosen = prompts.training[: inputs["most_prompts"]]
+        texts = [prompt for prompt in chosen for _ in range(inputs["per_prompt"])]
+        if len(texts) > MOST:
+            raise UserError(f"{len(texts)} pictures at once are too many; ask for at most {MOST}.")
+        with host.whole_device("Lower batch, width or height.") as device:
+            drawn = _draw(model, texts, seed, prompts.boundaries, inputs, device)
+        return io.NodeOutput(images.to_comfy(drawn))
+
+
+def _draw(model: Any, texts: list[Any], seed: int, boundaries: Any, inputs: dict[str, Any], device: Any) -> Any:
+    from rlr_core.config import SamplerConfig
+    from rlr_core.sampling import sample
+
+    sampler = SamplerConfig(
+        steps=inputs["steps"],
+        eta=inputs["eta"],
+        guidance=inputs["guidance"],
+        negative_prompt=inputs["negative_prompt"],
+        height=inputs["height"] or None,
+        width=inputs["width"] or None,
+        stage_boundaries=boundaries,
+    )
+    seeds = range(seed, seed + len(texts))
+    report = host.Progress(len(texts)).counting()
+    with host.loaded(model, device) as loaded:
+        return sample(
+            loaded, texts, seeds, sampler, batch=inputs["batch"], on_progress=report, check=host.check_cancel
+        )
