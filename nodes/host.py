@@ -41,7 +41,8 @@ def register_folders() -> None:
     usual = os.path.join(folder_paths.models_dir, kind)
     folder_paths.add_model_folder_path(kind, usual, is_default=True)
     paths, _ = folder_paths.folder_names_and_paths[kind]
-    folder_paths.folder_names_and_paths[kind] = (paths, {".safetensors", ".pt", ".pth", ".bin", ".json", ".txt"})
+    endings = {".safetensors", ".pt", ".pth", ".bin", ".json", ".txt"}
+    folder_paths.folder_names_and_paths[kind] = (paths, endings)
     with suppress(OSError):
         os.makedirs(usual, exist_ok=True)
     searched = [path for name in REWARD_FOLDERS[:2] for path in folder_paths.get_folder_paths(name)]
@@ -64,7 +65,9 @@ def model_path(name: str) -> str:
     else:
         found = folder_paths.get_full_path("checkpoints", name)
     if found is None:
-        raise UserError(f"There is no model {name[:200]!r} in ComfyUI's models folders; press R to reload the list.")
+        raise UserError(
+            f"There is no model {name[:200]!r} in ComfyUI's models folders; press R to reload the list."
+        )
     return str(found)
 
 
@@ -79,7 +82,7 @@ def _diffusers_folders() -> dict[str, Path]:
 
 
 def reward_files() -> list[str]:
-    """Files that a reward may need: those of models/reward_models, then 'clip_vision/...' and 'checkpoints/...'."""
+    """Files that a reward may need: of models/reward_models, then 'clip_vision/...', 'checkpoints/...'."""
     listed = list(folder_paths.get_filename_list(REWARD_FOLDERS[0]))
     for kind in REWARD_FOLDERS[1:]:
         listed += [f"{kind}/{name}" for name in folder_paths.get_filename_list(kind)]
@@ -205,7 +208,7 @@ def check_cancel() -> None:
 
 
 def was_cancelled(error: BaseException) -> bool:
-    """Whether an exception is ComfyUI's Cancel (an Exception in old versions, a BaseException in new ones)."""
+    """Whether it is ComfyUI's Cancel: an Exception in old versions, a BaseException in new ones."""
     return isinstance(error, comfy.model_management.InterruptProcessingException)
 
 
@@ -218,9 +221,8 @@ class Progress:
 
     def show(self, done: int, preview: Any = None, largest: int = 768) -> None:
         """done of total; preview: a PIL image. May raise Cancel."""
-        self.bar.update_absolute(
-            min(done, self.total), self.total, None if preview is None else ("JPEG", preview, largest)
-        )
+        picture = None if preview is None else ("JPEG", preview, largest)
+        self.bar.update_absolute(min(done, self.total), self.total, picture)
 
     def counting(self) -> Callable[[int, int], None]:
         """For the engine: called with how many of how many; asks for Cancel too."""
@@ -282,7 +284,9 @@ def low_rank_changes(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, 
         parts = getattr(adapter, "weights", None)
         key = key if isinstance(key, str) else key[0]
         if getattr(adapter, "name", "") != "lora" or any(part is not None for part in parts[3:]):
-            raise UserError("Only a plain LoRA can be applied to a part of the steps; apply it to all of them.")
+            raise UserError(
+                "Only a plain LoRA can be applied to a part of the steps; apply it to all of them."
+            )
         changes[key.removesuffix(".weight")] = (parts[0], parts[1], parts[2])
     if not changes:
         raise UserError("This LoRA was made for another model: none of its parts has a place in it.")

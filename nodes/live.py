@@ -24,7 +24,7 @@ MOST_RUNS = 12
 PAUSE = 0.25
 """Seconds between two events about progress inside an update."""
 SERIES = {"reward": "reward/mean", "judge": "judge/mean", "kl": "kl"}
-"""What the chart draws: name there -> name in metrics.jsonl. judge/mean is the held-out reward if no judge."""
+"""What the chart draws -> its name in metrics.jsonl. judge/mean is the held-out reward where no judge is."""
 
 _runs: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
@@ -49,8 +49,8 @@ class Live:
         """node: the execution id ('7:3' inside a subgraph); workflow: its id, where it has one."""
         self.folder = folder
         self.view = view_of(
-            folder, node, workflow, run=folder.name, state="running", phase="loading", done=0, total=0, step=0,
-            steps=0, reward=reward, judge=judge, message="", seconds=0.0,
+            folder, node, workflow, run=folder.name, state="running", phase="loading", done=0, total=0,
+            step=0, steps=0, reward=reward, judge=judge, message="", seconds=0.0,
         )  # fmt: skip
         self.progress: host.Progress | None = None
         self._last_sent = 0.0

@@ -21,18 +21,18 @@ class LoadCheckpoint(Node):
             node_id="RLR_LoadCheckpoint",
             display_name="RLR Load Checkpoint",
             category=CATEGORY,
-            description="The model to be trained: a Stable Diffusion 1.x or 2.x checkpoint, a diffusers folder, "
-            "or the small built-in one. Nothing is downloaded.",
+            description="The model to be trained: a Stable Diffusion 1.x or 2.x checkpoint, a diffusers "
+            "folder, or the small built-in one. Nothing is downloaded.",
             inputs=[
                 io.Combo.Input(
                     "checkpoint", options=host.model_names(),
-                    tooltip="A .safetensors file from models/checkpoints, a folder from models/diffusers, or the "
-                    "built-in demo model.",
+                    tooltip="A .safetensors file from models/checkpoints, a folder from models/diffusers, or "
+                    "the built-in demo model.",
                 ),
                 rare(
                     io.Combo.Input, "dtype", options=DTYPES, default="auto",
-                    tooltip="Type of the frozen weights. auto takes bf16 on a GPU that has it, fp32 on the CPU. "
-                    "The LoRA itself is always trained in fp32.",
+                    tooltip="Type of the frozen weights. auto takes bf16 on a GPU that has it, fp32 on the "
+                    "CPU. The LoRA itself is always trained in fp32.",
                 ),
             ],
             outputs=[RlrModel.Output(display_name="model", tooltip="For RLR Train and RLR Sample.")],

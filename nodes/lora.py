@@ -27,8 +27,8 @@ class SaveLora(Node):
             node_id="RLR_SaveLoRA",
             display_name="RLR Save LoRA",
             category=CATEGORY,
-            description="Writes a LoRA to output/loras, where ComfyUI's LoRA loaders find it (press R to reload "
-            "their lists).",
+            description="Writes a LoRA to output/loras, where ComfyUI's LoRA loaders find it (press R to "
+            "reload their lists).",
             inputs=[
                 io.LoraModel.Input("lora", tooltip="From RLR Train, or any node that gives a LORA_MODEL."),
                 io.String.Input("name", default="my-lora", tooltip="Name of the file, without .safetensors; "
@@ -82,7 +82,8 @@ class ApplyLora(Node):
             category=CATEGORY,
             description="Puts a trained LoRA on ComfyUI's own model, for KSampler and every other sampler.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that the LoRA was trained on, from a stock loader."),
+                io.Model.Input("model", tooltip="The model that the LoRA was trained on, from a stock "
+                    "loader."),
                 io.LoraModel.Input("lora", tooltip="From RLR Train, or any node that gives a LORA_MODEL."),
                 io.Clip.Input("clip", optional=True, tooltip="Only for LoRAs that change the text encoder."),
                 io.Float.Input("strength_model", default=1.0, **STRENGTH,

@@ -38,14 +38,14 @@ class MethodNode(Node):
             inputs=[
                 io.Combo.Input(
                     "method", options=NAMES, default=default.name,
-                    tooltip="adaptive: both estimators at every step, mixed by their noise (the best). rlr: the "
-                    "paper's. full: back-propagation through every step (DRaFT). truncated: through the last K "
-                    "(DRaFT-K, AlignProp). likelihood_ratio: REINFORCE. ddpo: with PPO's clip. zeroth_order: "
-                    "perturbed weights, rewards only.",
+                    tooltip="adaptive: both estimators at every step, mixed by their noise (the best). rlr: "
+                    "the paper's. full: back-propagation through every step (DRaFT). truncated: through the "
+                    "last K (DRaFT-K, AlignProp). likelihood_ratio: REINFORCE. ddpo: with PPO's clip. "
+                    "zeroth_order: perturbed weights, rewards only.",
                 ),
                 io.Float.Input("kl", default=default.kl, min=0.0, max=100.0, step=0.001,
-                               tooltip="Weight of the KL divergence to the base model: holds the model back from "
-                               "pleasing the reward at any price. Try 0.01."),
+                               tooltip="Weight of the KL divergence to the base model: holds the model back "
+                               "from pleasing the reward at any price. Try 0.01."),
                 io.Float.Input("budget", default=default.budget, min=0.02, max=1.0, step=0.05,
                                tooltip="adaptive: share of the steps that is walked back on average; less is "
                                "faster and noisier."),
@@ -53,8 +53,8 @@ class MethodNode(Node):
                              tooltip="truncated: how many last steps are back-propagated through."),
                 io.Int.Input("window_h", default=default.window, min=1, max=1000,
                              tooltip="rlr: length of the half-order window."),
-                io.Combo.Input("start_j", options=["uniform", "gradient_norm", "range"], default=default.start,
-                               tooltip="rlr: law of the window's first step j."),
+                io.Combo.Input("start_j", options=["uniform", "gradient_norm", "range"],
+                               default=default.start, tooltip="rlr: law of the window's first step j."),
                 io.Combo.Input(
                     "remainder", options=["zeroth_order", "likelihood_ratio", "importance", "none"],
                     default=default.remainder,
@@ -67,8 +67,9 @@ class MethodNode(Node):
                      tooltip="rlr with start_j range: the largest j."),
                 rare(io.Boolean.Input, "random_depth", default=default.random_depth,
                      tooltip="truncated: draw the depth anew for every trajectory (AlignProp)."),
-                rare(io.Float.Input, "perturbation", default=default.perturbation, min=1e-5, max=1.0, step=0.001,
-                     round=1e-5, tooltip="rlr and zeroth_order: size of the noise on the LoRA's weights."),
+                rare(io.Float.Input, "perturbation", default=default.perturbation, min=1e-5, max=1.0,
+                     step=0.001, round=1e-5,
+                     tooltip="rlr and zeroth_order: size of the noise on the LoRA's weights."),
                 rare(io.Int.Input, "perturbations", default=default.perturbations, min=1, max=256,
                      tooltip="rlr and zeroth_order: perturbations per update."),
                 rare(io.Float.Input, "clip", default=default.clip, min=0.001, max=1.0, step=0.01,
@@ -88,4 +89,5 @@ class MethodNode(Node):
         if widgets["start"] == "range":
             widgets["start_range"] = [widgets["first_j"], widgets["last_j"]]
         taken = (*COMMON, *OWN.get(method, ()))
-        return io.NodeOutput(MethodConfig(method, **{name: widgets[name] for name in taken if name in widgets}))
+        settings = {name: widgets[name] for name in taken if name in widgets}
+        return io.NodeOutput(MethodConfig(method, **settings))

@@ -33,6 +33,6 @@ def inside(base: str | Path, name: str) -> Path:
 
 def _refusal(name: str) -> UserError:
     return UserError(
-        f"{name[:LONGEST]!r} cannot be used as a name: use letters, digits, spaces, '-', '_' and '.', at most "
-        f"{LONGEST} of them, with '/' between a folder and a name."
+        f"{name[:LONGEST]!r} cannot be used as a name: use letters, digits, spaces, '-', '_' and '.', at "
+        f"most {LONGEST} of them, with '/' between a folder and a name."
     )

@@ -31,8 +31,8 @@ class PromptsNode(Node):
             inputs=[
                 io.Combo.Input(
                     "file", options=[NO_FILE, DEMO_CAPTIONS, *host.prompt_files()], default=NO_FILE,
-                    tooltip="A .txt file in ComfyUI's input folder, one prompt a line, instead of the text. The "
-                    "demo captions are what the built-in model knows, with held-out ones.",
+                    tooltip="A .txt file in ComfyUI's input folder, one prompt a line, instead of the text. "
+                    "The demo captions are what the built-in model knows, with held-out ones.",
                 ),
                 io.String.Input(
                     "text", multiline=True, default="a photo of a cat\na photo of a dog\na photo of a horse",
@@ -92,8 +92,8 @@ class PromptStages(Node):
             node_id="RLR_PromptStages",
             display_name="RLR Prompt Stages (DCoT)",
             category=CATEGORY,
-            description="Prompts in stages: the coarse one shapes the layout, the fine one the details. Lines "
-            "with the same number belong together; the reward is asked about the fine one.",
+            description="Prompts in stages: the coarse one shapes the layout, the fine one the details. "
+            "Lines with the same number belong together; the reward is asked about the fine one.",
             inputs=[
                 stage("coarse", "a bird on a branch", "What the first steps are told, one prompt a line."),
                 stage("middle", "a small blue bird on a branch",
@@ -101,10 +101,11 @@ class PromptStages(Node):
                 stage("fine", "a small blue bird with detailed feathers on a mossy branch, soft light",
                       "What the last steps are told, and what the reward is asked about."),
                 io.Float.Input("first_boundary", default=0.33, min=0.01, max=0.99, step=0.01,
-                               tooltip="Share of the steps, from the noise on, after which the coarse stage ends."),
+                               tooltip="Share of the steps, from the noise on, after which the coarse stage "
+                               "ends."),
                 io.Float.Input("second_boundary", default=0.66, min=0.01, max=0.99, step=0.01,
-                               tooltip="Share of the steps after which the fine stage begins. With two stages "
-                               "only the first boundary counts."),
+                               tooltip="Share of the steps after which the fine stage begins. With two "
+                               "stages only the first boundary counts."),
             ],
             outputs=[RlrPrompts.Output(display_name="prompts", tooltip="For RLR Train and RLR Sample.")],
         )  # fmt: skip

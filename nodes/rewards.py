@@ -42,13 +42,13 @@ class RewardNode(Node):
                 io.Combo.Input("reward", options=CHOICES, default="demo", tooltip=f"{summaries}."),
                 io.Combo.Input(
                     "weights", options=files, default=AUTO,
-                    tooltip="The reward's weights, from models/reward_models, clip_vision/ or checkpoints/. auto "
-                    "finds the file by its usual name. Rewards without weights ignore it.",
+                    tooltip="The reward's weights, from models/reward_models, clip_vision/ or checkpoints/. "
+                    "auto finds the file by its usual name. Rewards without weights ignore it.",
                 ),
                 io.Combo.Input(
                     "second_file", options=files, default=AUTO,
-                    tooltip="A second file that some rewards need: aesthetic its CLIP ViT-L/14, image_reward its "
-                    "vocabulary, vqascore its tokenizer; target_picture compares features of this CLIP.",
+                    tooltip="A second file that some rewards need: aesthetic its CLIP ViT-L/14, image_reward "
+                    "its vocabulary, vqascore its tokenizer; target_picture compares features of this CLIP.",
                 ),
                 rare(io.String.Input, "colour", default="#ff8000",
                      tooltip="target_colour: a name such as teal, or #rrggbb. Other rewards ignore it."),
@@ -57,13 +57,13 @@ class RewardNode(Node):
                 rare(io.Int.Input, "quality", default=95, min=1, max=100,
                      tooltip="jpeg rewards: quality of the JPEG. Other rewards ignore it."),
                 rare(io.Boolean.Input, "checkpointing", default=False,
-                     tooltip="Recompute the reward network's activations on the way back: less memory, a third "
-                     "slower."),
+                     tooltip="Recompute the reward network's activations on the way back: less memory, a "
+                     "third slower."),
                 io.Image.Input("target", optional=True,
                                tooltip="target_picture: the picture to come close to; the first of a batch."),
             ],
-            outputs=[RlrReward.Output(display_name="reward", tooltip="For RLR Train, as reward or as judge; for "
-                                      "RLR Score Images and RLR Combine Rewards.")],
+            outputs=[RlrReward.Output(display_name="reward", tooltip="For RLR Train, as reward or as judge; "
+                                      "for RLR Score Images and RLR Combine Rewards.")],
             **opt(search_aliases=["aesthetic", "clip score", "preference", "scorer"]),
         )  # fmt: skip
 
@@ -106,14 +106,19 @@ class CombineRewards(Node):
         for number in range(1, cls.PARTS + 1):
             inputs.append(
                 RlrReward.Input(
-                    f"reward_{number}", optional=number > 1,
-                    tooltip="A reward, or another RLR Combine Rewards of the same mode, whose parts are taken over "
-                    "(for more than four).",
+                    f"reward_{number}",
+                    optional=number > 1,
+                    tooltip="A reward, or another RLR Combine Rewards of the same mode, whose parts are "
+                    "taken over (for more than four).",
                 )  # fmt: skip
             )
             inputs.append(
                 io.Float.Input(
-                    f"weight_{number}", default=1.0, min=-100.0, max=100.0, step=0.05,
+                    f"weight_{number}",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.05,
                     tooltip=f"Weight of reward {number}; a negative one turns it round.",
                 )  # fmt: skip
             )
@@ -136,7 +141,9 @@ class CombineRewards(Node):
                 continue
             if reward.name == "combine":
                 if (reward.options["mode"], reward.options["normalise"]) != (mode, normalise):
-                    raise UserError("Only combined rewards of the same mode and normalise can be combined again.")
+                    raise UserError(
+                        "Only combined rewards of the same mode and normalise can be combined again."
+                    )
                 parts += reward.options["rewards"]
                 weights += [weight * inner for inner in reward.options["weights"]]
             else:

@@ -23,8 +23,8 @@ class SampleNode(Node):
             node_id="RLR_Sample",
             display_name="RLR Sample",
             category=CATEGORY,
-            description="Samples pictures just as training does. For finished work use KSampler with RLR Apply "
-            "LoRA.",
+            description="Samples pictures just as training does. For finished work use KSampler with RLR "
+            "Apply LoRA.",
             inputs=[
                 RlrModel.Input("model", tooltip="From RLR Load Checkpoint, or from RLR Train with its LoRA."),
                 RlrPrompts.Input("prompts", tooltip="What to draw, one picture or more of each."),
@@ -42,7 +42,8 @@ class SampleNode(Node):
                              tooltip="Height; 0 is what the model was made for."),
                 rare(io.Float.Input, "eta", default=0.0, min=0.0, max=2.0, step=0.05,
                      tooltip="Noise that every step adds; 0 is DDIM, 1 is DDPM."),
-                rare(io.String.Input, "negative_prompt", default="", tooltip="What guidance steers away from."),
+                rare(io.String.Input, "negative_prompt", default="", tooltip="What guidance steers away "
+                    "from."),
                 rare(io.Int.Input, "batch", default=4, min=1, max=64, tooltip="Pictures at a time."),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The pictures, prompt after prompt.")],
@@ -61,7 +62,9 @@ class SampleNode(Node):
         return io.NodeOutput(images.to_comfy(drawn))
 
 
-def _draw(model: Any, texts: list[Any], seed: int, boundaries: Any, inputs: dict[str, Any], device: Any) -> Any:
+def _draw(
+    model: Any, texts: list[Any], seed: int, boundaries: Any, inputs: dict[str, Any], device: Any
+) -> Any:
     from rlr_core.config import SamplerConfig
     from rlr_core.sampling import sample
 

@@ -25,14 +25,14 @@ class ScoreImages(Node):
             node_id="RLR_ScoreImages",
             display_name="RLR Score Images",
             category=CATEGORY,
-            description="Scores every picture of a batch with a reward and sorts them, best first. Works in any "
-            "workflow, without training.",
+            description="Scores every picture of a batch with a reward and sorts them, best first. Works in "
+            "any workflow, without training.",
             inputs=[
                 io.Image.Input("images", tooltip="A batch of pictures of any origin."),
                 RlrReward.Input("reward", tooltip="RLR Reward or RLR Combine Rewards."),
                 io.String.Input("prompt", multiline=True, default="", dynamic_prompts=False,
-                                tooltip="What the pictures should show: one line for all, or a line for each. "
-                                "Rewards that only look at the picture need none."),
+                                tooltip="What the pictures should show: one line for all, or a line for "
+                                "each. Rewards that only look at the picture need none."),
                 rare(io.Int.Input, "batch", default=4, min=1, max=256, tooltip="Pictures scored at a time."),
             ],
             outputs=[
@@ -43,7 +43,7 @@ class ScoreImages(Node):
                 io.String.Output(display_name="report", tooltip="The scores as text."),
             ],
             is_output_node=True,
-            **opt(search_aliases=["aesthetic score", "rank images", "best of batch", "pickscore", "clip score"]),
+            **opt(search_aliases=["aesthetic score", "rank images", "best of batch", "pickscore"]),
         )  # fmt: skip
 
     @classmethod
@@ -57,14 +57,14 @@ class ScoreImages(Node):
         if len(prompts) == 1:
             prompts = prompts * count
         if len(prompts) != count:
-            raise UserError(f"There are {len(prompts)} prompts for {count} pictures: write one, or one for each.")
+            raise UserError(
+                f"There are {len(prompts)} prompts for {count} pictures: write one, or one for each."
+            )
         with host.whole_device("Lower batch, or score fewer pictures.") as device:
             scores = _score(images, reward, prompts, batch, device)
         order = torch.argsort(scores, descending=True, stable=True)
         report = _report(reward.name, scores, order)
-        return io.NodeOutput(
-            scores.tolist(), images[order], images[order[:1]], report, ui={"text": [report]}
-        )
+        return io.NodeOutput(scores.tolist(), images[order], images[order[:1]], report, ui={"text": [report]})
 
 
 def _score(pictures: Any, recipe: Any, prompts: list[str], batch: int, device: Any) -> torch.Tensor:

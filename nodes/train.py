@@ -33,19 +33,21 @@ class TrainNode(Node):
             node_id="RLR_Train",
             display_name="RLR Train",
             category=CATEGORY,
-            description="Trains a LoRA that makes the model's pictures score higher. Cancel keeps everything: "
-            "queue again and it goes on. More steps make a finished run longer.",
+            description="Trains a LoRA that makes the model's pictures score higher. Cancel keeps "
+            "everything: queue again and it goes on. More steps make a finished run longer.",
             inputs=train_inputs(),
             outputs=[
-                io.LoraModel.Output(display_name="lora", tooltip="For RLR Save LoRA, RLR Apply LoRA and stock "
-                                    "nodes that take a LORA_MODEL."),
+                io.LoraModel.Output(display_name="lora", tooltip="For RLR Save LoRA, RLR Apply LoRA and "
+                                    "stock nodes that take a LORA_MODEL."),
                 RlrModel.Output(display_name="model", tooltip="The model with the LoRA on, for RLR Sample."),
-                io.Image.Output(display_name="before_after", tooltip="The same prompts and seeds before and after."),
-                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and KL over the updates."),
-                io.String.Output(display_name="run_folder", tooltip="Where everything about the run lies, for RLR "
-                                 "Training Report."),
-                io.LossMap.Output(display_name="loss_map", tooltip="Minus the reward of every update, for the "
-                                  "stock loss plot."),
+                io.Image.Output(display_name="before_after", tooltip="The same prompts and seeds before and "
+                    "after."),
+                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and KL over the "
+                    "updates."),
+                io.String.Output(display_name="run_folder", tooltip="Where everything about the run lies, "
+                                 "for RLR Training Report."),
+                io.LossMap.Output(display_name="loss_map", tooltip="Minus the reward of every update, for "
+                                  "the stock loss plot."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -204,10 +206,11 @@ def train_inputs() -> list[io.Input]:
         RlrModel.Input("model", tooltip="What is trained: RLR Load Checkpoint."),
         RlrPrompts.Input("prompts", tooltip="What it is trained on: RLR Prompts."),
         RlrReward.Input("reward", tooltip="What it is trained for: RLR Reward."),
-        RlrMethod.Input("method", optional=True, tooltip="How: RLR Method; adaptive if nothing is connected."),
+        RlrMethod.Input("method", optional=True, tooltip="How: RLR Method; adaptive if nothing is "
+            "connected."),
         RlrReward.Input("judge", optional=True,
-                        tooltip="A second reward that is only watched: when it falls while the reward rises, the "
-                        "model has learned to please the reward, not you."),
+                        tooltip="A second reward that is only watched: when it falls while the reward rises, "
+                        "the model has learned to please the reward, not you."),
         io.Int.Input("steps", default=100, min=1, max=100_000,
                      tooltip="Updates. Raise it later to go on with a finished run."),
         io.Float.Input("learning_rate", default=3e-4, min=1e-7, max=0.1, step=1e-5, round=1e-7,
@@ -222,19 +225,20 @@ def train_inputs() -> list[io.Input]:
         io.Int.Input("sampler_steps", default=20, min=2, max=200,
                      tooltip="Denoising steps per picture. Cost grows with it; 10 to 20 is plenty."),
         io.Float.Input("guidance", default=5.0, min=0.0, max=30.0, step=0.1,
-                       tooltip="Classifier-free guidance in training, as cfg in KSampler; 1 halves the cost."),
+                       tooltip="Classifier-free guidance in training, as cfg in KSampler; 1 halves the "
+                       "cost."),
         io.Float.Input("eta", default=1.0, min=0.0, max=2.0, step=0.05,
-                       tooltip="Noise that every step adds: 0 is DDIM (not for methods that learn from noise), "
-                       "1 is DDPM."),
+                       tooltip="Noise that every step adds: 0 is DDIM (not for methods that learn from "
+                       "noise), 1 is DDPM."),
         io.Int.Input("rank", default=8, min=1, max=256, tooltip="Rank of the LoRA: its size."),
         io.Int.Input("seed", default=0, min=0, max=2**53 - 1,
                      tooltip="Seed of everything random. Another seed is another run."),
         io.String.Input("run_name", default="my-run",
-                        tooltip="Name of the folder in output/rlr. With other settings under the same name the "
-                        "run goes beside it, as my-run_2."),
+                        tooltip="Name of the folder in output/rlr. With other settings under the same name "
+                        "the run goes beside it, as my-run_2."),
         io.Combo.Input("mode", options=[RESUME, RESTART], default=RESUME,
-                       tooltip="resume: go on where these settings got to; a finished run is returned at once. "
-                       "restart: from the beginning, in a new folder, every time it is queued."),
+                       tooltip="resume: go on where these settings got to; a finished run is returned at "
+                       "once. restart: from the beginning, in a new folder, every time it is queued."),
         rare(io.String.Input, "negative_prompt", default="", tooltip="What guidance steers away from."),
         rare(io.Float.Input, "alpha", default=0.0, min=0.0, max=1024.0, step=1.0,
              tooltip="The LoRA is scaled by alpha / rank; 0 takes alpha = rank."),
@@ -247,11 +251,13 @@ def train_inputs() -> list[io.Input]:
         rare(io.Boolean.Input, "gradient_checkpointing", default=False,
              tooltip="Much less memory, a third slower."),
         rare(io.Float.Input, "last_step_noise", default=0.0, min=0.0, max=1.0, step=0.01,
-             tooltip="Noise on the last step, so that rewards without a gradient reach it too: 0.05 is plenty."),
+             tooltip="Noise on the last step, so that rewards without a gradient reach it too: 0.05 is "
+             "plenty."),
         rare(io.Int.Input, "evaluate_every", default=10, min=1, max=10_000,
              tooltip="Updates between two looks at held-out pictures."),
         rare(io.Int.Input, "evaluation_samples", default=16, min=2, max=1024,
              tooltip="Pictures per look; more make the judge's curve surer."),
         rare(io.Boolean.Input, "stop_when_judge_drops", default=False,
-             tooltip="Stop when the judge falls significantly below its best, and keep the LoRA of the best."),
+             tooltip="Stop when the judge falls significantly below its best, and keep the LoRA of the "
+             "best."),
     ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Tests inside a real ComfyUI. They need COMFYUI_PATH and the Python that ComfyUI runs with; else they are skipped.
+"""Tests inside a real ComfyUI: they need COMFYUI_PATH and ComfyUI's own Python, and are skipped without.
 
-    COMFYUI_PATH=~/ComfyUI ~/ComfyUI/.venv/bin/pytest tests/comfy
+COMFYUI_PATH=~/ComfyUI ~/ComfyUI/.venv/bin/pytest tests/comfy
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ def pack(base):
     """The pack, loaded in this process as ComfyUI loads it; its nodes by id."""
     path = comfyui()
     sys.path.insert(0, str(path))
-    import utils.extra_config  # noqa: F401 - first, as main.py does: comfy/ has a utils of its own
     from comfy.cli_args import args
 
     args.cpu, args.base_directory = True, str(base)
+    import utils.extra_config  # noqa: F401 - early, as in main.py: comfy/ has a utils of its own
+
     module_name = "custom_nodes_ComfyUI-RLR"
     spec = importlib.util.spec_from_file_location(
         module_name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]

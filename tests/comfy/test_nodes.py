@@ -42,7 +42,9 @@ def test_rare_inputs_are_advanced_where_the_version_knows_it(pack):
 
 
 def test_training_under_inference_mode_gives_every_output(run, sockets_of, base):
-    lora, model, before_after, chart, folder, losses = run("RLR_Train", run_name="outputs", **sockets_of, **TRAIN)
+    lora, model, before_after, chart, folder, losses = run(
+        "RLR_Train", run_name="outputs", **sockets_of, **TRAIN
+    )
     assert any(name.endswith("lora_up.weight") and value.abs().sum() > 0 for name, value in lora.items())
     assert lora.metadata["rlr_steps"] == "2"
     assert model.lora == f"{folder}/lora.safetensors"
@@ -91,7 +93,9 @@ def test_other_settings_and_restart_never_touch_an_earlier_run(run, sockets_of):
 
 
 @pytest.mark.parametrize("after", [1, 20, 45, 70])
-def test_cancel_keeps_state_and_lora_and_the_resumed_run_is_bit_equal(run, sockets_of, monkeypatch, base, after):
+def test_cancel_keeps_state_and_lora_and_the_resumed_run_is_bit_equal(
+    run, sockets_of, monkeypatch, base, after
+):
     from comfy import model_management
 
     whole = run("RLR_Train", run_name="whole", **sockets_of, **TRAIN)[0]
@@ -203,10 +207,11 @@ def test_combined_rewards_are_any_number(run):
     def reward(name):
         return run("RLR_Reward", reward=name)[0]
 
-    (first,) = run("RLR_CombineRewards", mode="sum", normalise=False, reward_1=reward("brightness"), weight_1=2.0,
-                   reward_2=reward("contrast"))  # fmt: skip
-    (both,) = run("RLR_CombineRewards", mode="sum", normalise=False, reward_1=first, weight_1=0.5,
-                  reward_2=reward("saturation"), weight_2=-1.0)  # fmt: skip
+    plain = {"mode": "sum", "normalise": False}
+    parts = {"reward_1": reward("brightness"), "weight_1": 2.0, "reward_2": reward("contrast")}
+    (first,) = run("RLR_CombineRewards", **plain, **parts)
+    more = {"reward_1": first, "weight_1": 0.5, "reward_2": reward("saturation"), "weight_2": -1.0}
+    (both,) = run("RLR_CombineRewards", **plain, **more)
     assert both.options["weights"] == [1.0, 0.5, -1.0]
     white = torch.ones(1, 32, 32, 3)
     (score,), *_ = run("RLR_ScoreImages", images=white, reward=both)
