@@ -189,12 +189,11 @@ def _network(network: type, path: Path, config: dict[str, Any], dtype: torch.dty
             module = network.from_single_file(
                 str(path), config=folder, torch_dtype=dtype, local_files_only=True
             )
+            return module.to("cpu")
+        except NotImplementedError as error:  # a weight that the file lacks stays on the meta device
+            raise UserError(f"{path} is incomplete: weights are missing; download it again.") from error
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
-    missing = [name for name, parameter in module.named_parameters() if parameter.is_meta]
-    if missing:
-        raise UserError(f"{path} is incomplete: {len(missing)} weights are missing, first {missing[0]}.")
-    return module
 
 
 def _text_encoder(path: Path, version: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
