@@ -57,6 +57,13 @@ def test_a_folder_loads_without_the_network(folder):
     assert model.denoiser.device.type == model.device.type
 
 
+def test_a_folder_of_fp16_variant_files_loads(copy):
+    for part in ("unet", "vae", "text_encoder"):
+        (file,) = (copy / part).glob("*.safetensors")
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    assert load_model(copy, device="cpu").dtype == torch.float32
+
+
 def test_a_checkpoint_file_loads_every_weight_without_the_network(checkpoint):
     path, version, networks = checkpoint
     model = load_model(str(path), device="cpu", dtype="fp32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,6 +173,15 @@ def test_targets_may_be_a_list_of_endings(sd):
     before = output(sd)
     fill(adapter)
     assert not torch.equal(output(sd), before)
+
+
+def test_a_modules_rank_is_its_own_even_if_its_path_ends_another():
+    """As in Flux: proj_out at the top and single_transformer_blocks.0.proj_out."""
+    layers = torch.nn.ModuleDict({"out": torch.nn.Linear(8, 8), "other": torch.nn.Linear(8, 8)})
+    denoiser = torch.nn.ModuleDict({"out": torch.nn.Linear(8, 8), "block": layers})
+    wanted = {"block.other": (2, 2.0), "block.out": (2, 2.0), "out": (3, 5.0)}
+    adapter = attach_to(SimpleNamespace(denoiser=denoiser, name="toy"), wanted)
+    assert {path: (m.rank, m.alpha) for path, m in adapter.modules().items()} == wanted
 
 
 def test_targets_that_match_nothing_show_what_there_is(sd):

@@ -1,7 +1,7 @@
 """LoRA files: written whole or not at all, read strictly, in the two layouts that the field uses.
 
-kohya      lora_unet_<module path with _>.lora_down.weight, .lora_up.weight and .alpha: every ComfyUI, A1111
-           and diffusers loads it, at the right strength.
+kohya      lora_unet_<module path with _>.lora_down.weight, .lora_up.weight and .alpha: ComfyUI and diffusers
+           load all of it, at the right strength.
 diffusers  unet.<module path>.lora_A.weight and .lora_B.weight, alpha in the metadata: for diffusers only.
            (ComfyUI knows no metadata and not all of these names: it would apply half of the file.)
 """
@@ -113,16 +113,17 @@ def load_lora(path: str | Path) -> LoraFile:
         match = KEY.fullmatch(key)
         if match is None:
             raise UserError(f"{path} is not a plain LoRA: {key!r} is not understood, so nothing was loaded.")
-        part = "alpha" if match["part"] is None else "down" if match["part"] in DOWN else "up"
-        parts.setdefault(match["module"] or match["scaled"], {})[part] = tensor
-    halves = [name for name, found in parts.items() if "down" not in found or "up" not in found]
+        what = "alpha" if match["part"] is None else "down" if match["part"] in DOWN else "up"
+        parts.setdefault(match["module"] or match["scaled"], {})[what] = tensor
+    halves = [name for name, part in parts.items() if "down" not in part or "up" not in part]
     if halves:
         raise UserError(f"{path} is incomplete: {halves[0]!r} has only one of its two matrices.")
     alphas = _diffusers_alphas(metadata, parts)
     modules = {}
-    for name, found in sorted(parts.items()):
-        alpha = float(found["alpha"]) if "alpha" in found else alphas.get(name, float(found["down"].shape[0]))
-        modules[name] = LoraModule(found["down"], found["up"], alpha)
+    for name, part in sorted(parts.items()):
+        rank = part["down"].shape[0]  # without an alpha anywhere, readers agree on scale 1
+        alpha = float(part["alpha"]) if "alpha" in part else alphas.get(name, float(rank))
+        modules[name] = LoraModule(part["down"], part["up"], alpha)
     return LoraFile(modules, metadata)
 
 
