@@ -1,0 +1,99 @@
+// The live view of RLR Train: which node shows what. How it looks is in view.js.
+//
+// The server sends a run's news under the execution id of its node ("7:3" for node 3 inside subgraph 7) and
+// keeps all that a view shows, so that a page that is loaded again catches up. Everything here is an extra:
+// progress bar, preview and final pictures work without it.
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { View, HEIGHT } from "./view.js";
+
+const NODE = "RLR_Train";
+const states = new Map(); // execution id -> what its view shows
+const views = new WeakMap(); // node -> View
+
+function rootGraph() {
+  return app.rootGraph ?? app.graph;
+}
+
+// Ids inside subgraphs are numbers or strings, depending on the version.
+function nodeAt(executionId) {
+  let graph = rootGraph();
+  let node = null;
+  for (const part of String(executionId).split(":")) {
+    if (!graph) return null;
+    node = graph.getNodeById(Number(part)) ?? graph.getNodeById(part);
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function show(state) {
+  const here = rootGraph()?.id;
+  if (state.workflow && here && state.workflow !== here) return; // another workflow's node of this number
+  const node = nodeAt(state.node);
+  if (!node) return;
+  views.get(node)?.show(state);
+}
+
+function take(news) {
+  const known = states.get(news.node);
+  if (news.points) {
+    states.set(news.node, news); // the whole state
+  } else if (!known || known.run !== news.run) {
+    return catchUp();
+  } else {
+    const { point, sample, ...rest } = news;
+    Object.assign(known, rest);
+    if (point) known.points = [...known.points.filter((p) => p.step < point.step), point];
+    if (sample) known.samples = [...known.samples.filter((s) => s.step < sample.step), sample];
+  }
+  show(states.get(news.node));
+}
+
+async function catchUp() {
+  try {
+    const answer = await api.fetchApi("/rlr/runs");
+    for (const state of (await answer.json()).runs) states.set(state.node, state);
+    for (const state of states.values()) show(state);
+  } catch (error) {
+    console.warn("RLR: the live view could not be restored", error);
+  }
+}
+
+app.registerExtension({
+  name: "RLR.LiveView",
+
+  async setup() {
+    api.addEventListener("rlr.live", (event) => take(event.detail));
+    await catchUp();
+  },
+
+  nodeCreated(node) {
+    if ((node.comfyClass ?? node.type) !== NODE) return;
+    const view = new View();
+    const widget = node.addDOMWidget("rlr_live_view", "rlr_live_view", view.element, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => HEIGHT,
+      getMaxHeight: () => HEIGHT,
+    });
+    widget.serialize = false;
+    views.set(node, view);
+    const earlier = node.onExecuted;
+    node.onExecuted = function (output) {
+      earlier?.apply(this, arguments);
+      const state = output?.rlr?.[0];
+      if (state) {
+        states.set(state.node, state);
+        view.show(state);
+      }
+    };
+    const wide = 420;
+    if (node.size[0] < wide) node.setSize([wide, node.size[1]]);
+  },
+
+  afterConfigureGraph() {
+    for (const state of states.values()) show(state);
+  },
+});
