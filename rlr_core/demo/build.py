@@ -25,7 +25,9 @@ PARTS = ("vae", "model", "reward")
 class Budget:
     vae: int = 6000
     """Steps of the autoencoder."""
-    model: int = 4000
+    text: int = 300
+    """Steps of each text encoder, alone."""
+    model: int = 2500
     """Steps of the denoiser on true captions."""
     careless: int = 800
     """Steps of the denoiser on careless captions."""
@@ -37,7 +39,7 @@ class Budget:
     """Held-out prompts that the denoiser is judged on as it goes."""
 
 
-QUICK = Budget(vae=12, model=6, careless=3, reward=6, pool=192, judged=4)
+QUICK = Budget(vae=12, text=3, model=6, careless=3, reward=6, pool=192, judged=4)
 
 
 def build(
@@ -80,7 +82,12 @@ def _build_model(out: Path, seed: int, budget: Budget) -> None:
     write_tokenizer(out / "model" / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(out / "model" / "tokenizer")
     pipeline = train_denoiser(
-        _load_vae(out), tokenizer, (budget.model, budget.careless), seed + 1, budget.pool, budget.judged
+        _load_vae(out),
+        tokenizer,
+        (budget.text, budget.model, budget.careless),
+        seed + 1,
+        budget.pool,
+        budget.judged,
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out / "model")
@@ -100,7 +107,9 @@ def _build_reward(out: Path, seed: int, budget: Budget) -> None:
     write_tokenizer(folder / "tokenizer")
     tokenize = load_tokenize(folder / "tokenizer")
     vocabulary = len(json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8")))
-    clip = train_reward(_load_vae(out), tokenize, vocabulary, budget.reward, seed + 2, budget.pool * 2 // 3)
+    clip = train_reward(
+        _load_vae(out), tokenize, vocabulary, (budget.text, budget.reward), seed + 2, budget.pool * 2 // 3
+    )
     config = json.dumps({"model_cfg": clip_config(vocabulary)}, indent=2)
     (folder / "open_clip_config.json").write_text(config + "\n", encoding="utf-8")
     save_file(

@@ -119,6 +119,18 @@ def swapped(scene: Scene, rng: random.Random) -> Scene:
             return wrong
 
 
+def muddled(scene: Scene, rng: random.Random) -> Scene:
+    """What a careless writer says of two shapes: each in the other's place, or in the other's colour.
+
+    A single shape stays as it is; of two, the result is never what the picture shows."""
+    a, b = scene.first, scene.second
+    if b is None:
+        return scene
+    if a.color == b.color or rng.random() < 0.5:
+        return replace(scene, first=b, second=a)
+    return replace(scene, first=replace(a, color=b.color), second=replace(b, color=a.color))
+
+
 def draw(scenes: list[Scene], rng: torch.Generator) -> Tensor:
     """Pictures of the scenes: [B, 3, 64, 64] float32 in [0, 1], with places, sizes and shades a little at
     random."""

@@ -1,17 +1,16 @@
 """The demo's diffusion model: a text encoder and a U-Net trained together, with a fault put in on purpose.
 
 A model that is always right leaves a reward nothing to teach. So the training has two parts. First the
-captions are true, and the network learns to draw and to bind colours and shapes to places. Then, for a
-shorter while, they are as careless as captions from the web: `careless` makes a good part of them name the
-right things in the wrong places or colours. The base that comes out draws cleanly, knows how it should be,
-and is often wrong: that is the fault that reward fine-tuning mends.
+captions are true, and the network learns to draw and to bind colours and shapes to places. Then, for a shorter
+while, the U-Net goes on with captions as careless as the web's: `muddled` makes a good part of them name the
+right things in the wrong places or colours. The base that comes out draws cleanly, could tell better, and is
+often wrong: that is the fault that reward fine-tuning mends.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -20,7 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .fitting import Average, Log, SceneStream, optimizer_step, pick_device, warmed_cosine
 from .judge import DemoJudge
-from .scenes import SIZE, Scene, caption, held_out_prompts
+from .scenes import SIZE, caption, held_out_prompts, muddled
+from .train_text import teach_grammar
 from .vocabulary import LENGTH
 
 BATCH = 64
@@ -75,17 +75,6 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def careless(scene: Scene, rng: random.Random) -> Scene:
-    """What a careless writer says of a scene: with two shapes, their colours or their kinds exchanged or both
-    places changed; what a single shape is called stays right."""
-    a, b = scene.first, scene.second
-    if b is None:
-        return scene
-    if rng.random() < 0.5:
-        return replace(scene, first=b, second=a)
-    return replace(scene, first=replace(a, color=b.color), second=replace(b, color=a.color))
-
-
 class Denoising:
     """Batches of scenes as latents with their captions' tokens, and the loss on them."""
 
@@ -119,7 +108,7 @@ class Denoising:
         for number in chosen:
             scene = self.scenes[number]
             if self.random.random() < wrong:
-                scene = careless(scene, self.random)
+                scene = muddled(scene, self.random)
             captions.append("" if self.random.random() < NO_CAPTION else caption(scene))
         clean = self.latents[chosen]
         noise = self.stream.noise(clean)
@@ -132,22 +121,31 @@ class Denoising:
 
 
 def train_denoiser(
-    vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: tuple[int, int], seed: int, pool: int, judged_on: int
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    steps: tuple[int, int, int],
+    seed: int,
+    pool: int,
+    judged_on: int,
 ) -> StableDiffusionPipeline:
-    """The finished pipeline, after steps[0] on true captions and steps[1] on careless ones.
+    """The finished pipeline, after steps[0] of grammar, steps[1] on true captions, steps[2] on careless ones.
 
     pool: how many scenes are encoded, once. judged_on: how many held-out prompts the log's judge sees."""
     torch.manual_seed(seed)
     device = pick_device()
     data = Denoising(vae.to(device), tokenizer, pool, seed)
     network = nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}).to(device)
+    text = network["text_encoder"]
+    teach_grammar(
+        text, lambda tokens: text(tokens).last_hidden_state[:, -1], data.tokens, WIDTH, steps[0], seed
+    )
     prompts = held_out_prompts()[:judged_on]
 
     def judge(module: nn.ModuleDict) -> float:
         return judged(as_pipeline(vae, tokenizer, module), prompts)
 
-    network = _fit("denoiser", network, data, steps[0], PEAK_RATE, 0.0, judge)
-    network = _fit("careless denoiser", network, data, steps[1], PEAK_RATE / 4, CARELESS, judge)
+    network = _fit("denoiser", network, data, steps[1], PEAK_RATE, 0.0, judge)
+    network = _fit("careless denoiser", network, data, steps[2], PEAK_RATE / 4, CARELESS, judge)
     return as_pipeline(vae, tokenizer, network)
 
 
@@ -162,8 +160,11 @@ def _fit(
 ) -> nn.ModuleDict:
     """Trains `network` on captions wrong with probability `wrong`; returns the average of its weights."""
     network.train().requires_grad_(True)
+    network["text_encoder"].requires_grad_(wrong == 0)  # it keeps what it knows of true captions
     average = Average(network)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-3, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        [p for p in network.parameters() if p.requires_grad], weight_decay=1e-3, betas=(0.9, 0.99)
+    )
     log = Log(name, steps, every=200)
     for step in range(steps):
         loss = data.loss(network, wrong)

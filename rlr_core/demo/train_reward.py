@@ -21,7 +21,8 @@ from torch import Tensor
 from .fitting import Average, Log, SceneStream, optimizer_step, pick_device, warmed_cosine
 from .judge import look
 from .reward import match_logit, normalized
-from .scenes import SIZE, Scene, canonical, caption, random_scene, swapped
+from .scenes import SIZE, Scene, canonical, caption, muddled, random_scene, swapped
+from .train_text import teach_grammar
 from .vocabulary import LENGTH
 
 BATCH = 64
@@ -135,45 +136,53 @@ def _scene_of(found: list) -> Scene | None:
 
 
 class Captions:
-    """The captions beside a batch of pictures: one that fits each (any, for a broken one), then hard
-    negatives."""
+    """The captions beside a batch of pictures: one that fits each (any, for a broken one), then hard negatives."""
 
-    def __init__(self, scenes: list[Scene | None], rng: random.Random):
+    def __init__(self, scenes: list[Scene | None], rng: random.Random, device: torch.device):
         right = [scene or random_scene(rng) for scene in scenes]
-        wrong = [swapped(scene, rng) for scene in right for _ in range(NEGATIVES)]
+        wrong = [
+            muddled(scene, rng) if scene.second and number % 2 else swapped(scene, rng)
+            for scene in right
+            for number in range(NEGATIVES)
+        ]
         self.texts = [caption(scene) for scene in right + wrong]
-        keys = [canonical(scene) for scene in right + wrong]
-        shown = [scene and canonical(scene) for scene in scenes]
-        self.match = torch.tensor(
-            [[key == scene for key in keys] for scene in shown]
-        )  # [B, B (1 + NEGATIVES)]
+        numbers: dict[Scene, int] = {}
+        keys = [numbers.setdefault(canonical(scene), len(numbers)) for scene in right + wrong]
+        shown = [numbers[canonical(scene)] if scene else -1 for scene in scenes]
+        rows = torch.arange(len(scenes))
+        owner = torch.cat([rows, rows.repeat_interleave(NEGATIVES)])
+        self.match = (torch.tensor(shown)[:, None] == torch.tensor(keys)).to(
+            device
+        )  # [B, T], T = B (1 + NEGATIVES)
+        self.own = (rows[:, None] == owner).to(
+            device
+        )  # [B, T]: the caption written for the picture, its negatives
 
 
-def matching_loss(clip: CLIP, images: Tensor, text: Tensor, match: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of images [B, 3, 64, 64] against text [T, 64] with match [B, T] bool, and the log-odds [B, T].
+def matching_loss(odds: Tensor, match: Tensor, own: Tensor) -> Tensor:
+    """The loss of the log-odds [B, T] that pictures and captions match, given which do.
 
-    Two parts: whichever caption fits is picked from all the others; and each pair is judged alone, hard
-    negatives and fits counting half each, so that one threshold serves all."""
-    odds = match_logit(clip, clip.encode_image(normalized(images), normalize=True) @ text.T)
+    Two parts: whichever caption fits is picked from all the others; and each pair is judged alone, hard negatives
+    and fits counting half each, so that one threshold serves all."""
     fits = match.any(1)
-    picked = odds.logsumexp(1) - odds.masked_fill(~match, -torch.inf).logsumexp(1).where(
-        fits, odds.logsumexp(1)
-    )
-    count = len(images)
-    own = torch.zeros_like(match)
-    for row in range(count):
-        own[row, row] = True
-        own[row, count + row * NEGATIVES : count + (row + 1) * NEGATIVES] = True
+    fitting = odds.masked_fill(~match, -torch.inf)[fits].logsumexp(1)
+    picked = (odds[fits].logsumexp(1) - fitting).sum() / len(odds)
     alone = F.binary_cross_entropy_with_logits(odds, match.float(), reduction="none")
-    weight = own.float() * torch.where(match, NEGATIVES, 1) + (~own).float() * (2 / count)
-    return picked.mean() + 2 * (weight * alone).sum() / weight.sum(), odds
+    weight = torch.where(own, torch.where(match, NEGATIVES, 1), 2 / len(odds))
+    return picked + 2 * (weight * alone).sum() / weight.sum()
 
 
-def attacked(clip: CLIP, images: Tensor, text: Tensor, match: Tensor, stream: SceneStream) -> Tensor:
-    """The images, each pixel moved by up to ATTACK in the direction that raises the loss (one step, random
-    start)."""
+def log_odds(clip: CLIP, images: Tensor, text: Tensor) -> Tensor:
+    """images [B, 3, 64, 64] in [0, 1], text [T, 64] of unit length -> log-odds [B, T] that they match."""
+    return match_logit(clip, clip.encode_image(normalized(images), normalize=True) @ text.T)
+
+
+def attacked(
+    clip: CLIP, images: Tensor, text: Tensor, match: Tensor, own: Tensor, stream: SceneStream
+) -> Tensor:
+    """The images, each pixel moved by up to ATTACK in the direction that raises the loss (one step, random start)."""
     start = (images + ATTACK / 2 * stream.noise(images).clamp(-1, 1)).requires_grad_(True)
-    loss, _ = matching_loss(clip, start, text.detach(), match)
+    loss = matching_loss(log_odds(clip, start, text.detach()), match, own)
     (gradient,) = torch.autograd.grad(loss, start)
     moved = start.detach() + ATTACK * gradient.sign()
     return torch.minimum(torch.maximum(moved, images - ATTACK), images + ATTACK).clamp(0, 1)
@@ -183,32 +192,32 @@ def train_reward(
     vae: AutoencoderKL,
     tokenize: Callable[[list[str]], Tensor],
     vocabulary: int,
-    steps: int,
+    steps: tuple[int, int],
     seed: int,
     pool: int,
 ) -> CLIP:
-    """A CLIP trained to match pictures of the scenes with captions (see the module)."""
+    """A CLIP trained to match pictures and captions: steps[0] of grammar, then steps[1] (see the module)."""
     torch.manual_seed(seed)
     device = pick_device()
     data = Pictures(vae.to(device), pool, seed)
     clip = CLIP(**clip_config(vocabulary)).to(device)
+    teach_grammar(clip, clip.encode_text, tokenize, clip.text_projection.shape[1], steps[0], seed)
     average = Average(clip)
     optimizer = torch.optim.AdamW(clip.parameters(), weight_decay=1e-2, betas=(0.9, 0.98))
-    log = Log("reward", steps, every=100)
-    for step in range(steps):
+    log = Log("reward", steps[1], every=100)
+    for step in range(steps[1]):
         images, scenes = data.batch()
-        captions = Captions(scenes, data.random)
-        match = captions.match.to(device)
+        captions = Captions(scenes, data.random, device)
+        match, own = captions.match, captions.own
         text = clip.encode_text(tokenize(captions.texts).to(device), normalize=True)
-        if step > steps // 5:
-            worse = attacked(clip, images, text, match, data.stream)
-            half = (torch.arange(BATCH, device=device) % 2 == 0).view(-1, 1, 1, 1)
-            images = torch.where(half, worse, images)
-        loss, odds = matching_loss(clip, images, text, match)
-        optimizer_step(optimizer, loss, warmed_cosine(step, steps, PEAK_RATE))
+        if step > steps[1] // 5:
+            worse = attacked(clip, images[::2], text, match[::2], own[::2], data.stream)
+            images = torch.stack([worse, images[1::2]], 1).flatten(0, 1)
+        odds = log_odds(clip, images, text)
+        optimizer_step(optimizer, matching_loss(odds, match, own), warmed_cosine(step, steps[1], PEAK_RATE))
         average.update(clip)
         if log.due(step):
-            log(step, loss=loss.detach(), **_margins(odds.detach(), scenes))
+            log(step, **_margins(odds.detach(), scenes))
     return average.module
 
 
