@@ -24,7 +24,7 @@ HALVES = ("float16", "bfloat16")
 
 
 def _gradient(reward, images, prompts):
-    pixels = images.to(DEVICE).requires_grad_(True)
+    pixels = images.clone().to(DEVICE).requires_grad_(True)  # a copy: .to() may give the same tensor back
     scores = reward.to(DEVICE)(pixels, prompts)
     scores.sum().backward()
     assert torch.isfinite(pixels.grad).all()
