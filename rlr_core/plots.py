@@ -164,9 +164,13 @@ def _draw_judge(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, color: 
 
 
 def _draw_kl(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, color: str) -> None:
+    """A dot for every update's estimate, which is rough, and a line for their running mean."""
     steps, values = _series(rows, key)
-    axes.plot(steps, values, color=color, linewidth=2, marker=".", markersize=4)
+    axes.plot(steps, values, ".", color=color, alpha=0.45, markersize=4, label="an update's estimate")
+    smooth = _smoothed(values, len(values) // 8)
+    axes.plot(steps, smooth, color=color, linewidth=2, label="running mean")
     axes.set_ylim(bottom=0)
+    _legend(axes)
 
 
 def _legend(axes: Axes) -> None:

@@ -115,7 +115,7 @@ def test_nothing_of_reward_plot_overlaps_or_is_cut_off(tmp_path, drawn):
         for text, box in boxes(figure)
         if not text.replace(".", "").replace("\u2212", "").isdigit()
     ]
-    assert len(words) == 3 + 1 + 3 + 2  # titles, the axis, legends
+    assert len(words) == 3 + 1 + 3 + 2 + 2  # titles, the axis, legends
     assert_apart(figure, words)
 
 
