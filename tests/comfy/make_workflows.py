@@ -1,0 +1,156 @@
+"""Write workflows/*.json from the golden API files, through ComfyUI's own frontend.
+
+    COMFYUI_PATH=~/ComfyUI ~/ComfyUI/.venv/bin/python tests/comfy/make_workflows.py [name ...]
+
+The places, titles and notes are in LAYOUT; everything else is what the frontend makes of the API file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from browser import as_prompt, dump, load_api, page_on  # noqa: E402
+from comfy_server import ROOT, ComfyServer, make_base  # noqa: E402
+
+SD15_FILES = (
+    "**Files for this workflow**\n\n"
+    "| file | folder |\n|---|---|\n"
+    "| [v1-5-pruned-emaonly-fp16.safetensors](https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/"
+    "blob/main/v1-5-pruned-emaonly-fp16.safetensors) | models/checkpoints |\n"
+)
+AESTHETIC_FILES = (
+    "| [sac+logos+ava1-l14-linearMSE.pth](https://github.com/christophschuhmann/improved-aesthetic-predictor/"
+    "blob/main/sac%2Blogos%2Bava1-l14-linearMSE.pth) | models/reward_models |\n"
+    "| [model.safetensors](https://huggingface.co/openai/clip-vit-large-patch14/blob/main/model.safetensors), "
+    "saved as clip-vit-large-patch14.safetensors | models/reward_models |\n\n"
+    "Nothing is downloaded by itself. Press R after copying files."
+)
+
+# name -> {node id: (x, y, width, height)}, and notes (x, y, width, height, text)
+LAYOUT: dict[str, dict[str, Any]] = {
+    "rlr-demo": {
+        "nodes": {
+            "1": (40, 60, 320, 90), "2": (40, 210, 320, 190), "3": (40, 460, 320, 120),
+            "4": (40, 640, 320, 120), "5": (420, 60, 460, 880), "6": (940, 60, 640, 440),
+            "7": (940, 560, 640, 480),
+        },
+        "titles": {"3": "Reward: what is climbed", "4": "Judge: only watched", "6": "Before and after",
+                   "7": "Chart"},
+        "notes": [(40, 820, 320, 220,
+                   "**Press Run.** A tiny model that comes with RLR learns to draw what its captions say, "
+                   "in a few minutes on a CPU.\n\nThe *reward* is climbed; the *judge* reads the pixels of "
+                   "captions that training never sees.\n\nCancel and Run again: it goes on. Raise *steps*: "
+                   "it gets longer.")],
+    },
+    "rlr-sd15-aesthetic": {
+        "nodes": {
+            "1": (40, 60, 340, 90), "2": (40, 210, 340, 260), "3": (40, 530, 340, 120),
+            "4": (40, 710, 340, 120), "5": (440, 60, 460, 880), "6": (960, 60, 340, 90),
+            "7": (960, 210, 340, 110), "8": (960, 380, 340, 200), "9": (960, 640, 340, 120),
+            "10": (960, 820, 340, 100), "11": (960, 980, 340, 110), "12": (1360, 60, 300, 270),
+            "13": (1360, 590, 300, 270), "14": (1360, 390, 300, 60), "15": (1360, 920, 300, 60),
+            "16": (1720, 60, 420, 470), "17": (1720, 590, 420, 470), "18": (440, 1100, 460, 420),
+        },
+        "titles": {"3": "Reward: aesthetic", "4": "Judge: CLIP score", "12": "KSampler, without the LoRA",
+                   "13": "KSampler, with the LoRA", "16": "Without", "17": "With the LoRA",
+                   "9": "Prompt", "10": "Negative prompt", "18": "Before and after"},
+        "notes": [(40, 890, 340, 330, SD15_FILES + AESTHETIC_FILES)],
+    },
+    "rlr-score-and-pick": {
+        "nodes": {
+            "1": (40, 60, 340, 110), "2": (440, 60, 340, 120), "3": (440, 240, 340, 100),
+            "4": (440, 400, 340, 110), "5": (840, 60, 300, 270), "6": (840, 390, 300, 60),
+            "7": (840, 510, 300, 120), "8": (1200, 60, 340, 340), "9": (1600, 60, 420, 470),
+            "10": (1600, 590, 420, 470),
+        },
+        "titles": {"2": "Prompt", "3": "Negative prompt", "9": "All, best first", "10": "The best is saved"},
+        "notes": [(40, 230, 340, 330, SD15_FILES + AESTHETIC_FILES)],
+    },
+    "rlr-dcot": {
+        "nodes": {
+            "1": (40, 60, 360, 90), "2": (40, 210, 360, 520), "3": (40, 790, 360, 120),
+            "4": (40, 970, 360, 120), "5": (460, 60, 460, 880), "6": (980, 60, 340, 240),
+            "7": (1380, 60, 520, 480), "8": (1380, 600, 520, 480),
+        },
+        "titles": {"3": "Reward: asked about the fine prompt", "4": "Judge", "7": "Samples with the LoRA",
+                   "8": "Before and after"},
+        "notes": [(980, 360, 340, 260,
+                   "**Prompts in stages.** The first fifth of the sampling is told the *coarse* prompt, which "
+                   "sets the layout; the rest is told the *fine* one.\n\nLines with the same number belong "
+                   "together. *middle* makes a third stage.")],
+    },
+    "rlr-compare-methods": {
+        "nodes": {
+            "1": (40, 60, 320, 90), "2": (40, 210, 320, 190), "3": (40, 460, 320, 120),
+            "4": (40, 640, 320, 120), "5": (420, 60, 340, 220), "6": (420, 1040, 340, 220),
+            "7": (820, 60, 460, 880), "8": (820, 1040, 460, 880), "9": (1340, 60, 340, 260),
+            "10": (1340, 1040, 340, 260), "11": (1740, 60, 560, 620), "12": (1740, 1040, 560, 620),
+        },
+        "titles": {"5": "Method: adaptive", "6": "Method: rlr (the paper)", "7": "Train with adaptive",
+                   "8": "Train with rlr", "11": "adaptive", "12": "rlr"},
+        "notes": [(40, 820, 320, 200,
+                   "**Two methods, everything else equal.** Compare the *judge*, and the seconds in the "
+                   "reports: methods differ in what an update costs.")],
+    },
+}  # fmt: skip
+
+ARRANGE = """([layout]) => {
+  const graph = window.app.graph;
+  for (const [id, [x, y, w, h]] of Object.entries(layout.nodes)) {
+    const node = graph.getNodeById(Number(id)) ?? graph.getNodeById(id);
+    node.pos = [x, y];
+    const least = node.computeSize();
+    node.setSize([Math.max(w, 10), Math.max(h, least[1])]);
+    if (layout.titles[id]) node.title = layout.titles[id];
+  }
+  for (const [x, y, w, h, text] of layout.notes) {
+    const note = LiteGraph.createNode("MarkdownNote");
+    graph.add(note);
+    note.pos = [x, y];
+    note.setSize([w, h]);
+    note.widgets[0].value = text;
+  }
+  for (const node of graph.nodes)
+    for (const w of node.widgets ?? []) if (w.name === "control_after_generate") w.value = "fixed";
+  const data = graph.serialize();
+  data.extra = {};
+  return data;
+}"""
+
+
+def main(names: list[str]) -> None:
+    """Make these workflows, or all."""
+    comfyui = Path(os.environ["COMFYUI_PATH"]).expanduser()
+    front_end = os.environ.get("COMFYUI_FRONT_END")
+    with tempfile.TemporaryDirectory() as scratch:
+        base = make_base(Path(scratch) / "base")
+        (base / "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors").touch()
+        options = ("--front-end-root", front_end) if front_end else ()
+        with ComfyServer(comfyui, base, *options) as server, page_on(server, Path(scratch) / "p") as page:
+            for name in names or LAYOUT:
+                prompt = json.loads((HERE / "golden" / f"{name}.json").read_text(encoding="utf-8"))
+                load_api(page, prompt, name)
+                workflow = page.evaluate(ARRANGE, [LAYOUT[name]])
+                assert as_prompt(page) == prompt, name
+                workflow["id"] = stable_id(name)
+                dump(workflow, ROOT / "workflows" / f"{name}.json")
+                print(f"{name}: {len(workflow['nodes'])} nodes")
+
+
+def stable_id(name: str) -> str:
+    """The same id for the same workflow, whenever it is made."""
+    import uuid
+
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"ComfyUI-RLR/{name}"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
