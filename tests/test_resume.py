@@ -25,10 +25,8 @@ def unbroken(tmp_path_factory):
 
 
 def same(out, unbroken) -> bool:
-    ours, theirs = weights(out), weights(unbroken)
-    assert ours.keys() == theirs.keys()
     assert rows(out) == rows(unbroken)
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return (out / "lora.safetensors").read_bytes() == (unbroken / "lora.safetensors").read_bytes()
 
 
 def in_child(work) -> int:

@@ -89,14 +89,6 @@ def _self_contained(config: TrainConfig) -> TrainConfig:
             config.prompts = training_prompts()
     elif Path(config.model).expanduser().exists():
         config.model = str(Path(config.model).expanduser().absolute())
-    config.prompts = _read(config.prompts)
-    config.evaluation.prompts = _read(config.evaluation.prompts)
-    return config
+    from rlr_core.training.prompts import with_prompts_read
 
-
-def _read(prompts: Any) -> Any:
-    if not isinstance(prompts, str):
-        return prompts
-    from rlr_core.training.prompts import read_prompts
-
-    return [prompt.text for prompt in read_prompts(prompts)]
+    return with_prompts_read(config)

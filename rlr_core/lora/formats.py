@@ -205,19 +205,30 @@ def _diffusers_alphas(metadata: Mapping[str, str], names: Mapping[str, object]) 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """A .safetensors file, with this metadata. Raises UserError where the disk refuses.
 
-    Written beside the target, flushed, then renamed: the file is never seen half-written.
+    Written beside the target, flushed, then renamed: the file is never seen half-written. The same tensors
+    and metadata make the same bytes.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     temporary = path.with_name(f".writing-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata=metadata)
-        with open(temporary, "rb+") as file:
+        data = _canonical(save(tensors, metadata=metadata))
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"The LoRA could not be written to {path}: {error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _canonical(data: bytes) -> bytes:
+    """A serialised .safetensors with its header sorted; the library writes metadata in random order."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]

@@ -296,24 +296,28 @@ class Estimator:
         )
 
     @torch.no_grad()
-    def measure_kl(self, rollouts: Rollouts, step: int, samples: int = 4) -> float:
-        """KL to the base per trajectory, estimated at one random noisy step of a few trajectories.
+    def measure_kl(self, rollouts: Rollouts, samples: int = 2) -> float:
+        """Mean KL to the base of a few trajectories, summed over their noisy steps; NaN where none has noise.
 
-        A cheap figure for those who do not train with it; NaN where no step has noise.
+        A cheap figure for those who do not train with it: what was drawn tells the mean that it was drawn
+        around, so only the base model is asked. Perturbed steps (zeroth order) are what the twins drew.
         """
-        noisy = [t for t, sigma in enumerate(self.sigmas, start=1) if sigma > 0]
-        if not noisy or not rollouts.parts:
+        total, count = torch.zeros(()), torch.zeros(())
+        for part in rollouts.parts[:1]:
+            trajectory = part.trajectory
+            index = torch.arange(min(samples, len(part.index)))
+            conditioning = trajectory.conditioning.select(index)
+            count += len(index)
+            for t, z in trajectory.noises.items():
+                sigma = self.sigmas[t - 1]
+                mean = trajectory.latents[t - 1][: len(index)] - sigma * z[: len(index)]
+                with self.base():
+                    base = self.chain.mean(trajectory.latents[t][: len(index)], t, conditioning)
+                total += ((mean - base).square().sum() / (2 * sigma**2)).cpu()
+        if not any(self.sigmas):
             return float("nan")
-        t = int(np.random.default_rng([self.seed, step + 1, 5]).choice(noisy))
-        trajectory = rollouts.parts[0].trajectory
-        x = trajectory.latents[t][:samples]
-        conditioning = trajectory.conditioning.select(torch.arange(len(x)))
-        mean = self.chain.mean(x, t, conditioning)
-        with self.base():
-            base = self.chain.mean(x, t, conditioning)
-        per_step = (mean - base).square().sum() / (2 * self.sigmas[t - 1] ** 2)
-        sums = self.world.sum(torch.stack([per_step.cpu(), torch.tensor(float(len(x)))]))
-        return float(sums[0] / sums[1]) * len(noisy)
+        total, count = self.world.sum(torch.stack([total, count]))
+        return float(total / count)
 
     def _signals(self, rollouts: Rollouts, batch: Batch) -> list[Signals]:
         """Each part's advantages and pathwise start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlr_core.config import TrainConfig
 from rlr_core.diffusion.chain import Conditioning, Noise
 from rlr_core.diffusion.models.base import DiffusionModel, Rows
 from rlr_core.errors import UserError
@@ -41,6 +43,16 @@ def read_prompts(source: Any) -> list[Prompt]:
     if len(counts) > 1:
         raise UserError(f"Prompts have different numbers of stages: {sorted(counts)}.")
     return prompts
+
+
+def with_prompts_read(config: TrainConfig) -> TrainConfig:
+    """The config with prompt files replaced by what is in them, so that a run does not hang on a file."""
+
+    def read(source: Any) -> Any:
+        return [prompt.text for prompt in read_prompts(source)] if isinstance(source, (str, Path)) else source
+
+    evaluation = dataclasses.replace(config.evaluation, prompts=read(config.evaluation.prompts))
+    return dataclasses.replace(config, prompts=read(config.prompts), evaluation=evaluation)
 
 
 def _lines(path: Path) -> list[str]:

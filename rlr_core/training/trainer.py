@@ -33,7 +33,7 @@ from rlr_core.training.events import Event, OnEvent
 from rlr_core.training.interrupts import Interrupts
 from rlr_core.training.memory import peak_bytes
 from rlr_core.training.optimizer import Ascent
-from rlr_core.training.prompts import Batches, PromptBook, read_prompts
+from rlr_core.training.prompts import Batches, PromptBook, read_prompts, with_prompts_read
 from rlr_core.training.run_folder import LORA, RunFolder
 from rlr_core.training.scoring import Scorer
 from rlr_core.training.watch import Watch
@@ -109,7 +109,8 @@ class Trainer:
         check: Callable[[], None] | None = None,
     ):
         check_config(config)
-        self.model, self.config = model, config
+        self.model, self.config = model, with_prompts_read(config)
+        config = self.config
         self.world = World()
         self.on_event = on_event or (lambda event: None)
         self.reward = load_reward(reward).to(model.device)
@@ -208,7 +209,7 @@ class Trainer:
                 f"The likelihood ratio of unchanged weights is off by {estimate.ratio_error:.2g}: the "
                 f"denoiser is not repeatable in {self.model.dtype}; use dtype=fp32, or another method."
             )
-        kl = estimate.kl if method.kl > 0 else self.estimator.measure_kl(rollouts, self.step)
+        kl = estimate.kl if method.kl > 0 else self.estimator.measure_kl(rollouts)
         norm, taken = self.ascent.climb(estimate.gradient, self.step)
         for _ in range(method.inner_epochs - 1 if method.name == "ddpo" and taken else 0):
             again = self.estimator.estimate(rollouts, batch, replay=True)
@@ -368,7 +369,7 @@ class Trainer:
         self.world.wait()
         if not resume:
             return
-        self.folder = self.folder or RunFolder(Path(self.config.out), self.config)
+        self.folder = self.folder or RunFolder(Path(self.config.out).expanduser(), self.config)
         found = self.folder.load_state()
         if found is not None:
             self._load(*found)

@@ -1,0 +1,140 @@
+"""Will it fit? Measured on one picture before the first step, so that a run does not die inside one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlr_core.diffusion.chain import Evaluations
+from rlr_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rlr_core.training.trainer import Trainer
+
+GIB = 2**30
+MARGIN = 1.1
+"""What kernels need for themselves, on top of what is measured."""
+
+
+class Need(NamedTuple):
+    """Bytes on the device beside the weights."""
+
+    step: int
+    """Per picture, for one denoising step with its way back."""
+    picture: int
+    """Per picture, to decode and score it with its way back."""
+
+    def total(self, micro_batch: int, decode_batch: int) -> float:
+        """At the worst moment; the two never happen at once."""
+        return MARGIN * max(self.step * micro_batch, self.picture * decode_batch)
+
+
+def check_memory(trainer: Trainer, free: int | None = None) -> Need | None:
+    """Refuse a run that would not fit, with the numbers and the settings that would. Raises UserError.
+
+    free: bytes to be had; None asks the GPU. Without a GPU there is nothing to ask, and None is returned.
+    """
+    device = trainer.model.device
+    if free is None:
+        if device.type != "cuda":
+            return None
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        need = measure(trainer)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"Not even one picture of {trainer.width} x {trainer.height} fits into the {free / GIB:.1f} GiB "
+            f"that are free. {_smaller(trainer, 2.0)}"
+        ) from error
+    config = trainer.config
+    wanted = need.total(config.micro_batch, config.decode_batch)
+    if wanted > free:
+        raise UserError(
+            f"This run needs about {wanted / GIB:.1f} GiB beside the model, and {free / GIB:.1f} GiB are "
+            f"free: {need.step / GIB:.2f} GiB for each of micro_batch {config.micro_batch} in a step, "
+            f"{need.picture / GIB:.2f} GiB for each of decode_batch {config.decode_batch} in the reward. "
+            f"{_what_fits(trainer, need, free)}"
+        )
+    return need
+
+
+def measure(trainer: Trainer) -> Need:
+    """Bytes that one picture takes in a step and in the reward. Leaves no trace in the run."""
+    chain, model, reward = trainer.chain, trainer.model, trainer.reward
+    counts, state = chain.evaluations, reward.state_dict()
+    conditioning = trainer.book.conditioning(trainer.training[:1])
+    text = trainer.book.texts(trainer.training[:1])
+    latents = torch.zeros(1, *trainer.latent_shape, device=model.device)
+    chain.evaluations = Evaluations()
+
+    def step() -> Tensor:
+        return chain.mean(latents.clone().requires_grad_(True), chain.T, conditioning)
+
+    def score() -> Tensor:
+        images = model.decode(latents.clone().requires_grad_(trainer.scorer.pathwise)).clamp(0, 1)
+        return reward(images, text)
+
+    try:
+        with torch.enable_grad():
+            step_bytes = _cost(step, model.device)
+        with torch.set_grad_enabled(trainer.scorer.pathwise):
+            return Need(step_bytes, _cost(score, model.device))
+    finally:
+        chain.evaluations = counts
+        reward.load_state_dict(state)
+        for parameter in trainer.adapter.parameters():
+            parameter.grad = None
+
+
+def _cost(function: Callable[[], Tensor], device: torch.device) -> int:
+    """Most bytes at a time of a forward and backward pass; without a GPU, what is kept for the way back."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = function()
+        if result.requires_grad:
+            result.sum().backward()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function()
+    del result
+    return sum(kept.values())
+
+
+def _what_fits(trainer: Trainer, need: Need, free: int) -> str:
+    """Settings that would fit, as a sentence."""
+    config = trainer.config
+    micro_batch = int(free / (MARGIN * need.step)) if need.step else config.micro_batch
+    decode_batch = int(free / (MARGIN * need.picture)) if need.picture else config.decode_batch
+    if micro_batch >= 1 and decode_batch >= 1:
+        lower = []
+        if micro_batch < config.micro_batch:
+            lower.append(f"micro_batch {micro_batch}")
+        if decode_batch < config.decode_batch:
+            lower.append(f"decode_batch {decode_batch}")
+        return f"This would fit: {' and '.join(lower)}; the result stays the same."
+    return _smaller(trainer, need.total(1, 1) / free)
+
+
+def _smaller(trainer: Trainer, excess: float) -> str:
+    """What to do when one picture is too much; excess: how many times too much."""
+    if not trainer.config.gradient_checkpointing:
+        return "Set micro_batch 1, decode_batch 1 and gradient_checkpointing on."
+    sides = (trainer.width, trainer.height)
+    width, height = (max(64, int(side / math.sqrt(excess)) // 64 * 64) for side in sides)
+    return f"With micro_batch 1 and decode_batch 1, pictures of {width} x {height} would fit."
