@@ -46,10 +46,14 @@ def moments(estimates: Iterable[list[Tensor]], directions: list[list[Tensor]]) -
     return Moments(count, mean, variance, torch.stack(rows))
 
 
-def z_scores(found: Moments, truth: Moments) -> Tensor:
-    """(mean - truth) / standard error along each direction [D]."""
-    error = found.projections.var(0) / found.count + truth.projections.var(0) / truth.count
-    return (found.projections.mean(0) - truth.projections.mean(0)) / error.sqrt()
+def paired_z_scores(found: Moments, truth: Moments) -> Tensor:
+    """Mean over its standard error of estimate less truth, batch by batch, along each direction [D].
+
+    Both saw the same batches, so what batches differ in drops out. 0 where they agree exactly.
+    """
+    gap = found.projections - truth.projections
+    error = (gap.var(0) / len(gap)).sqrt()
+    return gap.mean(0) / error.clamp(min=1e-300)
 
 
 def relative_noise(found: Moments, truth: Moments) -> float:

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from rlr_core.config import MethodConfig, TrainConfig
 from rlr_core.diffusion.models.base import DiffusionModel
-from rlr_core.gradients.diagnose import Moments, cosine, moments, random_directions, relative_noise, z_scores
+from rlr_core.gradients.diagnose import (
+    Moments,
+    cosine,
+    moments,
+    paired_z_scores,
+    random_directions,
+    relative_noise,
+)
 from rlr_core.rewards.base import Reward
 from rlr_core.training.estimator import Estimator
 from rlr_core.training.trainer import Trainer
@@ -45,7 +52,8 @@ class Diagnosis:
     cosine: float
     """Between the estimates' mean and the truth, noise taken out of the norms; NaN where noise drowns it."""
     largest_z: float
-    """Largest |z| of the mean against the truth, along the true gradient and four random directions."""
+    """Largest |z| of the mean against back-propagation through the whole chain on the same batches, along the
+    true gradient and four random directions."""
     forward: int
     """Denoiser evaluations of an update without a gradient."""
     backward: int
@@ -62,9 +70,10 @@ def diagnose_methods(
     methods: dict[str, MethodConfig] | None = None,
     spread: float = 0.05,
 ) -> Iterator[Diagnosis]:
-    """Measure each method on `updates` batches of the config's size, after twice as many of the truth's own.
+    """Measure each method on the same `updates` batches of the config's size.
 
-    The adapter's second matrices are drawn with standard deviation `spread`: at 0 half of the gradient is 0.
+    The truth is full back-propagation on them; the directions come from batches of their own. The
+    adapter's second matrices are drawn with standard deviation `spread`: at 0 half of the gradient is 0.
     """
     trainer = Trainer(model, reward, config)
     generator = torch.Generator().manual_seed(config.seed)
@@ -73,10 +82,10 @@ def diagnose_methods(
             if "lora_B" in name:
                 parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
 
-    truth_first = _estimates(trainer, MethodConfig("full"), updates, first_step=100_000)
-    along = moments(truth_first, random_directions(trainer.adapter.parameters(), 1)).mean
+    others = _estimates(trainer, MethodConfig("full"), updates, first_step=100_000)
+    along = moments(others, random_directions(trainer.adapter.parameters(), 1)).mean
     directions = [along, *random_directions(trainer.adapter.parameters(), 4)]
-    truth = moments(_estimates(trainer, MethodConfig("full"), updates, first_step=200_000), directions)
+    truth = moments(_estimates(trainer, MethodConfig("full"), updates, first_step=0), directions)
     for name, options in (methods or methods_for(trainer.chain.T)).items():
         yield _measure(trainer, name, options, updates, directions, truth)
 
@@ -96,7 +105,7 @@ def _measure(
         name,
         relative_noise(found, truth),
         cosine(found, truth),
-        float(z_scores(found, truth).abs().max()),
+        float(paired_z_scores(found, truth).abs().max()),
         (counts.forward - forward) // updates,
         (counts.backward - backward) // updates,
         (time.monotonic() - start) / updates,
