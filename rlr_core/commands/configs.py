@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from rlr_core.config import TrainConfig, config_from_dict, load_config, override
 from rlr_core.errors import UserError

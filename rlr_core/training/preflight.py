@@ -67,8 +67,8 @@ def measure(trainer: Trainer) -> Need:
     """Bytes that one picture takes in a step and in the reward. Leaves no trace in the run."""
     chain, model, reward = trainer.chain, trainer.model, trainer.reward
     counts, state = chain.evaluations, reward.state_dict()
-    conditioning = trainer.book.conditioning(trainer.training[:1])
-    text = trainer.book.texts(trainer.training[:1])
+    book, first = trainer.batches.book, trainer.batches.prompts[:1]
+    conditioning, text = book.conditioning(first), book.texts(first)
     latents = torch.zeros(1, *trainer.latent_shape, device=model.device)
     chain.evaluations = Evaluations()
 

@@ -33,6 +33,7 @@ from rlr_core.training.events import Event, OnEvent
 from rlr_core.training.interrupts import Interrupts
 from rlr_core.training.memory import peak_bytes
 from rlr_core.training.optimizer import Ascent
+from rlr_core.training.preflight import check_memory
 from rlr_core.training.prompts import Batches, PromptBook, read_prompts, with_prompts_read
 from rlr_core.training.run_folder import LORA, RunFolder
 from rlr_core.training.scoring import Scorer
@@ -88,6 +89,7 @@ def train(
     and every decoded piece. Raises UserError for settings, prompts or files that cannot work.
     """
     trainer = Trainer(model, reward, config, judge=judge, on_event=on_event, check=check)
+    check_memory(trainer)
     trainer.open_folder(resume)
     return trainer.run()
 
