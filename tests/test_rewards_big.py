@@ -159,6 +159,8 @@ def test_vqascore_xl(tmp_path):
                 dropout_rate=0.0,
             )
         ).eval()
+        # transformers 5 ties the two embeddings whatever the config says; Flan-T5's are apart
+        t5.lm_head.weight = torch.nn.Parameter(0.02 * torch.randn(t5.config.vocab_size, 2048))
         config = CLIPVisionConfig(
             hidden_size=1024,
             intermediate_size=4096,

@@ -181,7 +181,7 @@ def _t5(tensors: dict[str, Tensor], path: Path) -> nn.Module:
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
-        tie_word_embeddings=False,
+        tie_word_embeddings=False,  # transformers 5 reads from it not to scale the decoder's output, no more
         use_cache=False,
     )
     with on_no_memory():

@@ -208,7 +208,9 @@ def flan_t5(width: int = 32, layers: int = 2, seed: int = 3):
         dropout_rate=0.1,
         decoder_start_token_id=0,
     )
-    return stir(T5ForConditionalGeneration(config).eval().requires_grad_(False), seed)
+    model = T5ForConditionalGeneration(config)
+    model.lm_head.weight = nn.Parameter(torch.randn(128, width))  # transformers 5 ties it, Flan-T5 does not
+    return stir(model.eval().requires_grad_(False), seed)
 
 
 def write_config(folder: Path, activation: str) -> None:
