@@ -28,7 +28,7 @@ class SampleNode(Node):
             inputs=[
                 RlrModel.Input("model", tooltip="From RLR Load Checkpoint, or from RLR Train with its LoRA."),
                 RlrPrompts.Input("prompts", tooltip="What to draw, one picture or more of each."),
-                io.Int.Input("seed", default=0, min=0, max=2**53 - 1,
+                io.Int.Input("seed", default=0, min=0, max=2**53 - 1, control_after_generate=False,
                              tooltip="Seed of the first picture; the next ones take the next seeds."),
                 io.Int.Input("steps", default=20, min=2, max=200, tooltip="Denoising steps."),
                 io.Float.Input("guidance", default=5.0, min=0.0, max=30.0, step=0.1,

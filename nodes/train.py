@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from rlr_core.checks import check_config
 from rlr_core.config import (
     EvaluationConfig,
     LoraConfig,
@@ -14,7 +15,6 @@ from rlr_core.config import (
     OptimizerConfig,
     SamplerConfig,
     TrainConfig,
-    check_config,
 )
 from rlr_core.errors import UserError
 
@@ -231,7 +231,7 @@ def train_inputs() -> list[io.Input]:
                        tooltip="Noise that every step adds: 0 is DDIM (not for methods that learn from "
                        "noise), 1 is DDPM."),
         io.Int.Input("rank", default=8, min=1, max=256, tooltip="Rank of the LoRA: its size."),
-        io.Int.Input("seed", default=0, min=0, max=2**53 - 1,
+        io.Int.Input("seed", default=0, min=0, max=2**53 - 1, control_after_generate=False,
                      tooltip="Seed of everything random. Another seed is another run."),
         io.String.Input("run_name", default="my-run",
                         tooltip="Name of the folder in output/rlr. With other settings under the same name "

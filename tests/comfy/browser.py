@@ -27,7 +27,9 @@ def chromium() -> str | None:
 
 
 @contextmanager
-def page_on(server: Any, profile: Path, vue: bool = False, size: tuple[int, int] = (1700, 1000)) -> Iterator[Any]:
+def page_on(
+    server: Any, profile: Path, vue: bool = False, size: tuple[int, int] = (1700, 1000)
+) -> Iterator[Any]:
     """A page that has loaded the server's frontend. vue: with Vue nodes (Nodes 2.0)."""
     from playwright.sync_api import sync_playwright
 
@@ -73,7 +75,9 @@ def load_api(page: Any, prompt: dict[str, Any], name: str = "test") -> None:
 
 def as_prompt(page: Any) -> dict[str, Any]:
     """The API workflow that the page would queue, without titles."""
-    output = page.evaluate("async () => JSON.parse(JSON.stringify((await window.app.graphToPrompt()).output))")
+    output = page.evaluate(
+        "async () => JSON.parse(JSON.stringify((await window.app.graphToPrompt()).output))"
+    )
     return {
         node: {"class_type": what["class_type"], "inputs": what["inputs"]} for node, what in output.items()
     }
@@ -96,11 +100,11 @@ def fit(page: Any) -> None:
     """Show the whole graph."""
     page.evaluate(
         """() => {
-      const c = window.app.canvas, ds = c.ds, nodes = window.app.graph.nodes, groups = window.app.graph.groups ?? [];
+      const c = window.app.canvas, ds = c.ds, { nodes, groups } = window.app.graph;
       let [x0, y0, x1, y1] = [1e9, 1e9, -1e9, -1e9];
       for (const n of nodes) { x0 = Math.min(x0, n.pos[0]); y0 = Math.min(y0, n.pos[1] - 30);
         x1 = Math.max(x1, n.pos[0] + n.size[0]); y1 = Math.max(y1, n.pos[1] + n.size[1]); }
-      for (const g of groups) { x0 = Math.min(x0, g.pos[0]); y0 = Math.min(y0, g.pos[1]);
+      for (const g of groups ?? []) { x0 = Math.min(x0, g.pos[0]); y0 = Math.min(y0, g.pos[1]);
         x1 = Math.max(x1, g.pos[0] + g.size[0]); y1 = Math.max(y1, g.pos[1] + g.size[1]); }
       const w = c.canvas.clientWidth - 80, h = c.canvas.clientHeight - 110;
       ds.scale = Math.min(w / (x1 - x0), h / (y1 - y0), 1.5);

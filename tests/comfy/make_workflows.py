@@ -29,8 +29,8 @@ SD15_FILES = (
 AESTHETIC_FILES = (
     "| [sac+logos+ava1-l14-linearMSE.pth](https://github.com/christophschuhmann/improved-aesthetic-predictor/"
     "blob/main/sac%2Blogos%2Bava1-l14-linearMSE.pth) | models/reward_models |\n"
-    "| [model.safetensors](https://huggingface.co/openai/clip-vit-large-patch14/blob/main/model.safetensors), "
-    "saved as clip-vit-large-patch14.safetensors | models/reward_models |\n\n"
+    "| [model.safetensors](https://huggingface.co/openai/clip-vit-large-patch14/blob/main/model.safetensors)"
+    ", saved as clip-vit-large-patch14.safetensors | models/reward_models |\n\n"
     "Nothing is downloaded by itself. Press R after copying files."
 )
 
@@ -38,13 +38,13 @@ AESTHETIC_FILES = (
 LAYOUT: dict[str, dict[str, Any]] = {
     "rlr-demo": {
         "nodes": {
-            "1": (40, 60, 320, 90), "2": (40, 210, 320, 190), "3": (40, 460, 320, 120),
-            "4": (40, 640, 320, 120), "5": (420, 60, 460, 880), "6": (940, 60, 640, 440),
-            "7": (940, 560, 640, 480),
+            "1": (40, 60, 320, 90), "2": (40, 210, 320, 190), "3": (40, 460, 320, 202),
+            "4": (40, 722, 320, 202), "5": (420, 60, 460, 1290), "6": (940, 60, 720, 560),
+            "7": (940, 680, 720, 670),
         },
         "titles": {"3": "Reward: what is climbed", "4": "Judge: only watched", "6": "Before and after",
                    "7": "Chart"},
-        "notes": [(40, 820, 320, 220,
+        "notes": [(40, 984, 320, 366,
                    "**Press Run.** A tiny model that comes with RLR learns to draw what its captions say, "
                    "in a few minutes on a CPU.\n\nThe *reward* is climbed; the *judge* reads the pixels of "
                    "captions that training never sees.\n\nCancel and Run again: it goes on. Raise *steps*: "
@@ -52,51 +52,51 @@ LAYOUT: dict[str, dict[str, Any]] = {
     },
     "rlr-sd15-aesthetic": {
         "nodes": {
-            "1": (40, 60, 340, 90), "2": (40, 210, 340, 260), "3": (40, 530, 340, 120),
-            "4": (40, 710, 340, 120), "5": (440, 60, 460, 880), "6": (960, 60, 340, 90),
+            "1": (40, 60, 340, 90), "2": (40, 210, 340, 260), "3": (40, 530, 340, 202),
+            "4": (40, 792, 340, 202), "5": (440, 60, 460, 1290), "6": (960, 60, 340, 90),
             "7": (960, 210, 340, 110), "8": (960, 380, 340, 200), "9": (960, 640, 340, 120),
             "10": (960, 820, 340, 100), "11": (960, 980, 340, 110), "12": (1360, 60, 300, 270),
             "13": (1360, 590, 300, 270), "14": (1360, 390, 300, 60), "15": (1360, 920, 300, 60),
-            "16": (1720, 60, 420, 470), "17": (1720, 590, 420, 470), "18": (440, 1100, 460, 420),
+            "16": (1720, 60, 420, 470), "17": (1720, 590, 420, 470), "18": (960, 1150, 1180, 420),
         },
         "titles": {"3": "Reward: aesthetic", "4": "Judge: CLIP score", "12": "KSampler, without the LoRA",
                    "13": "KSampler, with the LoRA", "16": "Without", "17": "With the LoRA",
-                   "9": "Prompt", "10": "Negative prompt", "18": "Before and after"},
-        "notes": [(40, 890, 340, 330, SD15_FILES + AESTHETIC_FILES)],
+                   "9": "Prompt", "10": "Negative prompt", "18": "Before and after, as training saw it"},
+        "notes": [(40, 1054, 340, 516, SD15_FILES + AESTHETIC_FILES)],
     },
     "rlr-score-and-pick": {
         "nodes": {
             "1": (40, 60, 340, 110), "2": (440, 60, 340, 120), "3": (440, 240, 340, 100),
             "4": (440, 400, 340, 110), "5": (840, 60, 300, 270), "6": (840, 390, 300, 60),
-            "7": (840, 510, 300, 120), "8": (1200, 60, 340, 340), "9": (1600, 60, 420, 470),
+            "7": (840, 510, 300, 202), "8": (1200, 60, 340, 340), "9": (1600, 60, 420, 470),
             "10": (1600, 590, 420, 470),
         },
         "titles": {"2": "Prompt", "3": "Negative prompt", "9": "All, best first", "10": "The best is saved"},
-        "notes": [(40, 230, 340, 330, SD15_FILES + AESTHETIC_FILES)],
+        "notes": [(40, 230, 340, 482, SD15_FILES + AESTHETIC_FILES)],
     },
     "rlr-dcot": {
         "nodes": {
-            "1": (40, 60, 360, 90), "2": (40, 210, 360, 520), "3": (40, 790, 360, 120),
-            "4": (40, 970, 360, 120), "5": (460, 60, 460, 880), "6": (980, 60, 340, 240),
-            "7": (1380, 60, 520, 480), "8": (1380, 600, 520, 480),
+            "1": (40, 60, 360, 90), "2": (40, 210, 360, 520), "3": (40, 790, 360, 202),
+            "4": (40, 1052, 360, 202), "5": (460, 60, 460, 1290), "6": (980, 60, 340, 318),
+            "7": (1380, 60, 640, 560), "8": (1380, 680, 640, 560),
         },
         "titles": {"3": "Reward: asked about the fine prompt", "4": "Judge", "7": "Samples with the LoRA",
                    "8": "Before and after"},
-        "notes": [(980, 360, 340, 260,
-                   "**Prompts in stages.** The first fifth of the sampling is told the *coarse* prompt, which "
-                   "sets the layout; the rest is told the *fine* one.\n\nLines with the same number belong "
-                   "together. *middle* makes a third stage.")],
+        "notes": [(980, 438, 340, 300,
+                   "**Prompts in stages.** The first fifth of the sampling is told the *coarse* prompt, "
+                   "which sets the layout; the rest is told the *fine* one.\n\nLines with the same number "
+                   "belong together. *middle* makes a third stage.")],
     },
     "rlr-compare-methods": {
         "nodes": {
-            "1": (40, 60, 320, 90), "2": (40, 210, 320, 190), "3": (40, 460, 320, 120),
-            "4": (40, 640, 320, 120), "5": (420, 60, 340, 220), "6": (420, 1040, 340, 220),
-            "7": (820, 60, 460, 880), "8": (820, 1040, 460, 880), "9": (1340, 60, 340, 260),
-            "10": (1340, 1040, 340, 260), "11": (1740, 60, 560, 620), "12": (1740, 1040, 560, 620),
+            "1": (40, 60, 320, 90), "2": (40, 210, 320, 190), "3": (40, 460, 320, 202),
+            "4": (40, 722, 320, 202), "5": (420, 60, 340, 394), "6": (420, 1410, 340, 394),
+            "7": (820, 60, 460, 1290), "8": (820, 1410, 460, 1290), "9": (1340, 60, 340, 320),
+            "10": (1340, 1410, 340, 320), "11": (1740, 60, 660, 760), "12": (1740, 1410, 660, 760),
         },
         "titles": {"5": "Method: adaptive", "6": "Method: rlr (the paper)", "7": "Train with adaptive",
                    "8": "Train with rlr", "11": "adaptive", "12": "rlr"},
-        "notes": [(40, 820, 320, 200,
+        "notes": [(40, 984, 320, 240,
                    "**Two methods, everything else equal.** Compare the *judge*, and the seconds in the "
                    "reports: methods differ in what an update costs.")],
     },
@@ -135,6 +135,7 @@ def main(names: list[str]) -> None:
         (base / "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors").touch()
         options = ("--front-end-root", front_end) if front_end else ()
         with ComfyServer(comfyui, base, *options) as server, page_on(server, Path(scratch) / "p") as page:
+            dump(definitions(server.get("/object_info")), HERE / "definitions.json")
             for name in names or LAYOUT:
                 prompt = json.loads((HERE / "golden" / f"{name}.json").read_text(encoding="utf-8"))
                 load_api(page, prompt, name)
@@ -143,6 +144,35 @@ def main(names: list[str]) -> None:
                 workflow["id"] = stable_id(name)
                 dump(workflow, ROOT / "workflows" / f"{name}.json")
                 print(f"{name}: {len(workflow['nodes'])} nodes")
+
+
+def definitions(object_info: dict[str, Any]) -> dict[str, Any]:
+    """What the workflow tests need to know of the nodes: inputs in order, outputs; no lists of files."""
+    used = {
+        node["class_type"]
+        for path in (HERE / "golden").glob("*.json")
+        for node in json.loads(path.read_text(encoding="utf-8")).values()
+    }
+    used |= {name for name in object_info if name.startswith("RLR_")}
+    found = {}
+    for name in sorted(used):
+        info = object_info[name]
+        inputs, advanced = [], {}
+        for group in ("required", "optional"):
+            for key in info["input_order"].get(group, []):
+                kind, *rest = info["input"][group][key]
+                extra = rest[0] if rest else {}
+                kept = {k: True for k in ("control_after_generate",) if extra.get(k)}
+                inputs.append([key, "COMBO" if isinstance(kind, list) else kind, kept])
+                if extra.get("advanced"):
+                    advanced[key] = True
+        found[name] = {
+            "inputs": inputs,
+            "required": info["input_order"].get("required", []),
+            "outputs": info["output"],
+            "advanced": advanced,
+        }
+    return found
 
 
 def stable_id(name: str) -> str:

@@ -30,6 +30,11 @@ def test_every_node_explains_itself(pack):
         assert all(o.tooltip for o in schema.outputs), schema.node_id
 
 
+def test_the_pack_loads_in_half_a_second(pack):
+    print(f"loading the pack: {pack.import_seconds:.2f} s of processor time")
+    assert pack.import_seconds < 0.5
+
+
 def test_rare_inputs_are_advanced_where_the_version_knows_it(pack):
     import inspect
 
