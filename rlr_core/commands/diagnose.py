@@ -7,9 +7,9 @@ import dataclasses
 import time
 from typing import Any
 
+from rlr_core.checks import check_config
 from rlr_core.commands.configs import add_settings, build_config
 from rlr_core.commands.tables import table
-from rlr_core.config import check_config
 
 DIAGNOSE = """Measure each method's gradient at fixed weights: how noisy one update is, whether its mean is
 the true gradient, and what it costs. The truth is back-propagation through every step, so the reward must

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlr_core.checks import check_config
 from rlr_core.commands.configs import add_settings, build_config
-from rlr_core.config import TrainConfig, check_config
+from rlr_core.config import TrainConfig
 from rlr_core.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from rlr_core.checks import check_config
 from rlr_core.commands.configs import add_settings, build_config
 from rlr_core.commands.tables import comparison, table
-from rlr_core.config import TrainConfig, check_config
+from rlr_core.config import TrainConfig
 from rlr_core.errors import UserError
 
 TRAIN = """Fine-tune a model on a reward.

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlr_core.config import TrainConfig, check_config
+from rlr_core.checks import check_config
+from rlr_core.config import TrainConfig
 from rlr_core.diffusion.chain import Chain
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
