@@ -133,8 +133,28 @@ def test_image_reward(tmp_path):
     _compare("image_reward", expected, images, prompt, tolerance, **options)
 
 
+def _random_weights(module, seed=0):
+    """Cheap random weights for billions of parameters: a random stretch, repeated; norms 1, biases 0."""
+    stretch = torch.randn(1_000_003, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    state = {}
+    for name, value in module.state_dict().items():
+        if value.ndim < 2:
+            state[name] = torch.full(value.shape, float(name.endswith("weight")), dtype=torch.bfloat16)
+        else:
+            copies = -(-value.numel() // len(stretch))
+            flat = stretch.repeat(copies)[: value.numel()]
+            state[name] = (flat * value.shape[-1] ** -0.5).view(value.shape)
+    for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"):
+        if name in state:
+            state[name] = state["shared.weight"]
+    module.load_state_dict(state, assign=True)
+    return module.eval().requires_grad_(False)
+
+
 def test_vqascore_xl(tmp_path):
     """CLIP ViT-L/14-336, projector, Flan-T5-XL: 3 B parameters in bfloat16, as the release runs them."""
+    from accelerate import init_empty_weights
+    from safetensors.torch import save_file
     from transformers import (
         CLIPVisionConfig,
         CLIPVisionModelWithProjection,
@@ -142,9 +162,7 @@ def test_vqascore_xl(tmp_path):
         T5ForConditionalGeneration,
     )
 
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
+    with init_empty_weights(include_buffers=False):
         t5 = T5ForConditionalGeneration(
             T5Config(
                 d_model=2048,
@@ -158,9 +176,7 @@ def test_vqascore_xl(tmp_path):
                 decoder_start_token_id=0,
                 dropout_rate=0.0,
             )
-        ).eval()
-        # transformers 5 ties the two embeddings whatever the config says; Flan-T5's are apart
-        t5.lm_head.weight = torch.nn.Parameter(0.02 * torch.randn(t5.config.vocab_size, 2048))
+        )
         config = CLIPVisionConfig(
             hidden_size=1024,
             intermediate_size=4096,
@@ -170,13 +186,10 @@ def test_vqascore_xl(tmp_path):
             patch_size=14,
             hidden_act="quick_gelu",
         )
-        vision = CLIPVisionModelWithProjection(config).vision_model.eval()
-        shapes = {"0.weight": (2048, 1024), "0.bias": (2048,), "2.weight": (2048, 2048), "2.bias": (2048,)}
-        projector = {name: 0.02 * torch.randn(shape) for name, shape in shapes.items()}
-    finally:
-        torch.set_default_dtype(torch.float32)
-    from safetensors.torch import save_file
-
+        vision = CLIPVisionModelWithProjection(config).vision_model
+    _random_weights(t5), _random_weights(vision, seed=1)
+    shapes = {"0.weight": (2048, 1024), "0.bias": (2048,), "2.weight": (2048, 2048), "2.bias": (2048,)}
+    projector = {name: (0.02 * torch.randn(shape)).bfloat16() for name, shape in shapes.items()}
     tensors = {k: v for k, v in t5.state_dict().items() if "embed_tokens" not in k}
     tensors |= {f"mm_projector.{k}": v for k, v in projector.items()}
     tensors |= {f"vision_tower.vision_tower.vision_model.{k}": v for k, v in vision.state_dict().items()}
