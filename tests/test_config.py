@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlr_core import config as configs
+from rlr_core.checks import check_config
 from rlr_core.config import (
     NOT_IN_STATE,
     EvaluationConfig,
@@ -16,7 +17,6 @@ from rlr_core.config import (
     OptimizerConfig,
     SamplerConfig,
     TrainConfig,
-    check_config,
     config_from_dict,
     load_config,
     override,
