@@ -25,7 +25,7 @@ PARTS = ("vae", "model", "reward")
 class Budget:
     vae: int = 6000
     """Steps of the autoencoder."""
-    text: int = 300
+    text: int = 600
     """Steps of each text encoder, alone."""
     model: int = 2500
     """Steps of the denoiser on true captions."""
@@ -33,8 +33,8 @@ class Budget:
     """Steps of the denoiser on careless captions."""
     reward: int = 2500
     """Steps of the reward."""
-    pool: int = 24_576
-    """Scenes encoded once for the denoiser; the reward decodes two thirds as many."""
+    pool: int = 16_384
+    """Scenes encoded once for the denoiser, and pictures made once for the reward."""
     judged: int = 128
     """Held-out prompts that the denoiser is judged on as it goes."""
 
@@ -108,7 +108,7 @@ def _build_reward(out: Path, seed: int, budget: Budget) -> None:
     tokenize = load_tokenize(folder / "tokenizer")
     vocabulary = len(json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8")))
     clip = train_reward(
-        _load_vae(out), tokenize, vocabulary, (budget.text, budget.reward), seed + 2, budget.pool * 2 // 3
+        _load_vae(out), tokenize, vocabulary, (budget.text, budget.reward), seed + 2, budget.pool
     )
     config = json.dumps({"model_cfg": clip_config(vocabulary)}, indent=2)
     (folder / "open_clip_config.json").write_text(config + "\n", encoding="utf-8")

@@ -136,7 +136,7 @@ def _scene_of(found: list) -> Scene | None:
 
 
 class Captions:
-    """The captions beside a batch of pictures: one that fits each (any, for a broken one), then hard negatives."""
+    """The captions of a batch of pictures: one that fits each (any, for a broken one), and near misses."""
 
     def __init__(self, scenes: list[Scene | None], rng: random.Random, device: torch.device):
         right = [scene or random_scene(rng) for scene in scenes]
@@ -154,16 +154,14 @@ class Captions:
         self.match = (torch.tensor(shown)[:, None] == torch.tensor(keys)).to(
             device
         )  # [B, T], T = B (1 + NEGATIVES)
-        self.own = (rows[:, None] == owner).to(
-            device
-        )  # [B, T]: the caption written for the picture, its negatives
+        self.own = (rows[:, None] == owner).to(device)  # [B, T]: its caption, its negatives
 
 
 def matching_loss(odds: Tensor, match: Tensor, own: Tensor) -> Tensor:
     """The loss of the log-odds [B, T] that pictures and captions match, given which do.
 
-    Two parts: whichever caption fits is picked from all the others; and each pair is judged alone, hard negatives
-    and fits counting half each, so that one threshold serves all."""
+    Two parts: whichever caption fits is picked from all the others; and each pair is judged alone, hard
+    negatives and fits counting half each, so that one threshold serves all."""
     fits = match.any(1)
     fitting = odds.masked_fill(~match, -torch.inf)[fits].logsumexp(1)
     picked = (odds[fits].logsumexp(1) - fitting).sum() / len(odds)
@@ -180,7 +178,7 @@ def log_odds(clip: CLIP, images: Tensor, text: Tensor) -> Tensor:
 def attacked(
     clip: CLIP, images: Tensor, text: Tensor, match: Tensor, own: Tensor, stream: SceneStream
 ) -> Tensor:
-    """The images, each pixel moved by up to ATTACK in the direction that raises the loss (one step, random start)."""
+    """The images, each pixel moved by up to ATTACK to raise the loss (one step, random start)."""
     start = (images + ATTACK / 2 * stream.noise(images).clamp(-1, 1)).requires_grad_(True)
     loss = matching_loss(log_odds(clip, start, text.detach()), match, own)
     (gradient,) = torch.autograd.grad(loss, start)
@@ -196,7 +194,7 @@ def train_reward(
     seed: int,
     pool: int,
 ) -> CLIP:
-    """A CLIP trained to match pictures and captions: steps[0] of grammar, then steps[1] (see the module)."""
+    """A CLIP that matches pictures and captions: steps[0] of grammar, then steps[1] (see the module)."""
     torch.manual_seed(seed)
     device = pick_device()
     data = Pictures(vae.to(device), pool, seed)

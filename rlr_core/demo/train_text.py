@@ -1,7 +1,7 @@
 """Gives a text encoder its grammar before it meets pictures: which shape, in which colour, stands where.
 
-Learned from pictures alone, what stands where in "a red circle above a blue square" comes last and slowly (an encoder
-that only counts words explains most of a picture). Learned from the captions themselves it takes a minute.
+Learned from pictures alone, what stands where in "a red circle above a blue square" comes last and slowly: an
+encoder that only counts words explains most of a picture. From the captions themselves it takes a minute.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def teach_grammar(
     steps: int,
     seed: int,
 ) -> None:
-    """Trains `encoder` so that a linear map reads off feature(tokens [B, 12]) -> [B, width] what stands at each of
-    five places. The map is thrown away."""
+    """Trains `encoder` so that a linear map, thrown away afterwards, reads off
+    feature(tokens [B, 12]) -> [B, width] what stands at each of five places."""
     device = next(encoder.parameters()).device
     rng = random.Random(seed)
     head = nn.Linear(width, len(PLACES) * sum(CHOICES)).to(device)
