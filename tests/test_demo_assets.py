@@ -147,6 +147,11 @@ def test_reward_has_a_finite_gradient_that_raises_it(reward, round_trips, wrong_
     assert reward(moved.clamp(0, 1), wrong_captions[:32]).mean() > before.mean()
 
 
+def test_reward_refuses_a_prompt_it_knows_nothing_of(reward, pictures):
+    with pytest.raises(UserError, match="Not a caption"):
+        reward(pictures[:1], ["a photo of a cat"])
+
+
 def test_reward_takes_pictures_of_any_size(reward, pictures, captions):
     large = torch.nn.functional.interpolate(pictures[:8], scale_factor=2, mode="bilinear")
     assert torch.allclose(reward(large, captions[:8]), reward(pictures[:8], captions[:8]), atol=0.1)

@@ -1,7 +1,7 @@
 """Trains the demo's models from nothing: `python -m rlr_core.demo.build [--out DIR] [--seed N] [--quick]`.
 
-It draws its own data, prints its curves, and writes what `weights/` holds: model/ (a
-`StableDiffusionPipeline`) and reward/ (a CLIP), as fp16 safetensors. About 80 minutes on two CPU cores; a GPU
+It draws its own data, prints its curves, and writes what the `weights/` folder here holds: model/ (a
+`StableDiffusionPipeline`) and reward/ (a CLIP), as fp16 safetensors. About an hour on two CPU cores; a GPU
 is used where there is one. --only trains one part again: vae first (the others build on it), then model and
 reward in either order.
 """
@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-from . import WEIGHTS
 
 PARTS = ("vae", "model", "reward")
 
@@ -43,7 +41,7 @@ QUICK = Budget(vae=12, text=3, model=6, careless=3, reward=6, pool=192, judged=4
 
 
 def build(
-    out: str | Path = WEIGHTS, seed: int = 0, budget: Budget | None = None, parts: tuple[str, ...] = PARTS
+    out: str | Path, seed: int = 0, budget: Budget | None = None, parts: tuple[str, ...] = PARTS
 ) -> None:
     """Trains the parts and writes them into the folder `out`. Each part has its own seeds: built alone or
     with the others, it comes out the same, as far as the machine and its number of threads allow."""
@@ -120,9 +118,7 @@ def _build_reward(out: Path, seed: int, budget: Budget) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlr_core.demo.build", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--out", type=Path, default=WEIGHTS, help="folder to write into (default: the package's)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("demo_weights"), help="folder to write into")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--quick", action="store_true", help="a few steps each: shows that it runs, learns nothing"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rlr_core.rewards.base import Reward
 
 from . import reward_path
-from .scenes import SIZE
+from .scenes import SIZE, parse
 from .vocabulary import LENGTH
 
 
@@ -40,8 +40,10 @@ class DemoReward(Reward):
         return self
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """Embeds the prompts that are new, together."""
+        """Embeds the new prompts, together. Raises UserError for one that is no caption of the world."""
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+        for prompt in new:
+            parse(prompt)
         if new:
             with torch.no_grad():
                 tokens = self.tokenize(new).to(self.clip.logit_scale.device)
@@ -49,7 +51,7 @@ class DemoReward(Reward):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """images [B, 3, H, W] in [0, 1] (resized to 64 x 64 if need be), prompts: B captions -> [B]
-        float32 in (0, 1), differentiable in the images."""
+        float32 in (0, 1), differentiable in the images. Raises UserError for a prompt of another world."""
         self.prepare(prompts)
         text = torch.stack([self.known[prompt] for prompt in prompts])
         cosine = (self.clip.encode_image(normalized(images), normalize=True) * text).sum(1)
