@@ -18,19 +18,19 @@ def demo_config(out: str | Path = "runs/demo", seed: int = 0) -> TrainConfig:
         model="demo",
         reward="demo",
         prompts=training_prompts(),
-        steps=60,
-        batch=32,
-        samples_per_prompt=4,
-        micro_batch=32,
-        decode_batch=32,
+        steps=200,
+        batch=16,
+        samples_per_prompt=1,
+        micro_batch=16,
+        decode_batch=16,
         seed=seed,
         out=str(out),
         save_every=5,
         keep_samples=8,
-        sampler=SamplerConfig(steps=10, eta=0.5, guidance=3.0),
+        sampler=SamplerConfig(steps=6, eta=0.7, guidance=3.0),
         method=MethodConfig(name="adaptive", budget=0.5),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=5),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=5, max_norm=0.1, average=0.9),
         evaluation=EvaluationConfig(
-            judge="judge", prompts=held_out_prompts(), samples=128, every=20, batch=32
+            judge="judge", prompts=held_out_prompts(), samples=384, every=100, batch=64
         ),
     )
