@@ -1,5 +1,7 @@
 """Write workflows/*.json from the golden API files, through ComfyUI's own frontend.
 
+definitions.json and locales/en are written too, from what the server says of the nodes.
+
     COMFYUI_PATH=~/ComfyUI ~/ComfyUI/.venv/bin/python tests/comfy/make_workflows.py [name ...]
 
 The places, titles and notes are in LAYOUT; everything else is what the frontend makes of the API file.
@@ -135,7 +137,9 @@ def main(names: list[str]) -> None:
         (base / "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors").touch()
         options = ("--front-end-root", front_end) if front_end else ()
         with ComfyServer(comfyui, base, *options) as server, page_on(server, Path(scratch) / "p") as page:
-            dump(definitions(server.get("/object_info")), HERE / "definitions.json")
+            info = server.get("/object_info")
+            dump(definitions(info), HERE / "definitions.json")
+            dump(locale(info), ROOT / "locales/en/nodeDefs.json")
             for name in names or LAYOUT:
                 prompt = json.loads((HERE / "golden" / f"{name}.json").read_text(encoding="utf-8"))
                 load_api(page, prompt, name)
@@ -173,6 +177,32 @@ def definitions(object_info: dict[str, Any]) -> dict[str, Any]:
             "advanced": advanced,
         }
     return found
+
+
+def locale(object_info: dict[str, Any]) -> dict[str, Any]:
+    """locales/en/nodeDefs.json: every text of our nodes, as a start for other languages."""
+    texts = {}
+    for name, info in object_info.items():
+        if not name.startswith("RLR_"):
+            continue
+        inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
+        texts[name] = {
+            "display_name": info["display_name"],
+            "description": info["description"],
+            "inputs": {
+                key: {"name": key, "tooltip": what[1]["tooltip"]}
+                for group in ("required", "optional")
+                for key in info["input_order"].get(group, [])
+                for what in [inputs[key]]
+            },
+            "outputs": {
+                str(place): {"name": output, "tooltip": tooltip}
+                for place, (output, tooltip) in enumerate(
+                    zip(info["output_name"], info["output_tooltips"], strict=True)
+                )
+            },
+        }
+    return texts
 
 
 def stable_id(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from comfy_process import comfyui
-from comfy_server import PACK, ComfyServer, changed, make_base
+from comfy_server import PACK, ROOT, ComfyServer, changed, make_base
 
 GOLDEN = Path(__file__).parent / "golden"
 WORKFLOWS = sorted(path.stem for path in GOLDEN.glob("*.json"))
@@ -87,6 +87,20 @@ def test_all_nodes_are_there(server):
     line = next(line for line in server.text().splitlines() if line.rstrip().endswith(f"custom_nodes/{PACK}"))
     print(line)
     assert "FAILED" not in line
+
+
+def test_definitions_and_locale_are_what_the_server_says(server):
+    from make_workflows import definitions, locale
+
+    info = server.get("/object_info")
+    kept = json.loads((GOLDEN.parent / "definitions.json").read_text(encoding="utf-8"))
+    ours = {name: what for name, what in definitions(info).items() if name.startswith("RLR_")}
+    for name, what in ours.items():
+        advanced = what.pop("advanced")
+        assert advanced in ({}, kept[name].pop("advanced"))  # old versions know no advanced inputs
+        assert what == kept[name]
+    texts = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
+    assert locale(info) == texts
 
 
 def test_the_templates_browser_lists_every_workflow(server):

@@ -112,7 +112,7 @@ def test_seeds_stay_what_they_are():
         nodes, *_ = parts(path)
         for node in nodes.values():
             for name, value in zip(
-                widgets(DEFINITIONS[node["type"]]), node["widgets_values"] or [], strict=True
+                widgets(DEFINITIONS[node["type"]]), node.get("widgets_values") or [], strict=True
             ):
                 assert name != "control_after_generate" or value == "fixed"
 

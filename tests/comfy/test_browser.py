@@ -1,0 +1,148 @@
+"""The real frontend in Chromium: workflows load, say what they should, run, and the live view is right.
+
+Set RLR_COMFY_BROWSER=1 and install chromium and playwright. COMFYUI_FRONT_ENDS may name unpacked
+comfyui-frontend-package folders (.../static), separated by ':', to test those instead of ComfyUI's own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+from browser import (
+    as_prompt,
+    chromium,
+    fit,
+    load,
+    nodes_with_errors,
+    open_page,
+    page_on,
+    queue_and_wait,
+)
+from comfy_process import ROOT, comfyui
+from comfy_server import ComfyServer
+from test_server import SHORT, WORKFLOWS, base, golden, on_tiny_models  # noqa: F401 - base is a fixture
+
+FRONT_ENDS = [path for path in os.environ.get("COMFYUI_FRONT_ENDS", "").split(os.pathsep) if path] or ["own"]
+VIEW = """() => {
+  const strips = [...document.querySelectorAll(".rlr-live-view")];
+  return strips.map((view) => ({
+    status: view.querySelector(".rlr-status").textContent,
+    lines: [...view.querySelectorAll("polyline")].map((line) => line.dataset.series).sort(),
+    samples: view.querySelectorAll(".rlr-strip img").length,
+    height: view.getBoundingClientRect().height,
+  }));
+}"""
+REWARDS = """() => {
+  for (const node of window.app.graph.nodes)
+    if (node.type === "RLR_Reward")
+      for (const widget of node.widgets)
+        if (widget.name === "reward") widget.value = widget.value === "demo" ? "brightness" : "contrast";
+}"""
+OPEN = """() => {
+  const outer = window.app.graph.nodes.find((n) => n.subgraph);
+  window.app.canvas.openSubgraph(outer.subgraph, outer);
+}"""
+SET = """(values) => {
+  const all = (graph) => graph.nodes.flatMap((n) => (n.subgraph ? [n, ...all(n.subgraph)] : [n]));
+  for (const node of all(window.app.rootGraph ?? window.app.graph))
+    for (const [name, value] of Object.entries(values[node.type] ?? {}))
+      for (const widget of node.widgets ?? []) if (widget.name === name) widget.value = value;
+}"""
+TINY = {
+    "RLR_LoadCheckpoint": {"checkpoint": "diffusers: tiny"},
+    "RLR_Prompts": {"file": "none: the text below", "text": "a red circle\na cat"},
+    "RLR_Train": SHORT,
+}
+
+
+@pytest.fixture(
+    scope="module", params=FRONT_ENDS, ids=lambda path: Path(path).parts[-3] if "/" in path else path
+)
+def server(request, base):  # noqa: F811
+    if os.environ.get("RLR_COMFY_BROWSER") != "1":
+        pytest.skip("set RLR_COMFY_BROWSER=1 for the tests with Chromium")
+    if chromium() is None or importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs chromium (apt-get install chromium) and playwright (pip install playwright)")
+    options = () if request.param == "own" else ("--front-end-root", request.param)
+    with ComfyServer(comfyui(), base, *options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "vue"])
+def page(request, server, tmp_path_factory):
+    with page_on(server, tmp_path_factory.mktemp("profile"), vue=request.param) as opened:
+        opened.vue = request.param
+        yield opened
+
+
+def workflow(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def picture(page, name: str) -> None:
+    """A screenshot, where RLR_SCREENSHOTS names a folder for them."""
+    folder = os.environ.get("RLR_SCREENSHOTS")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        fit(page)
+        page.screenshot(path=Path(folder) / f"{name}-{'vue' if page.vue else 'canvas'}.png")
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_loads_without_errors_and_says_what_the_golden_file_says(page, name):
+    load(page, workflow(name), name)
+    assert nodes_with_errors(page) == []
+    assert as_prompt(page) == golden(name)
+    picture(page, name)
+
+
+def test_the_demo_runs_and_its_view_shows_it_also_after_a_reload(page, server):
+    load(page, workflow("rlr-demo"), "rlr-demo")
+    page.evaluate(SET, TINY | {"RLR_Train": SHORT | {"run_name": f"page_{page.vue}"}})
+    page.evaluate(REWARDS)
+    assert queue_and_wait(page)["kind"] == "execution_success"
+    page.wait_for_timeout(1500)
+    (view,) = page.evaluate(VIEW)
+    assert view["lines"] == ["judge", "kl", "reward"] and view["samples"] == 3
+    assert "update 2 of 2. Finished." in view["status"]
+    assert view["height"] > 20
+    picture(page, "demo-after")
+
+    open_page(page, server)
+    load(page, workflow("rlr-demo"), "rlr-demo")
+    page.wait_for_timeout(1500)
+    (again,) = page.evaluate(VIEW)
+    assert again["lines"] == view["lines"] and again["status"] == view["status"]
+    assert page.problems == []
+
+
+def test_the_view_is_right_inside_a_subgraph(page):
+    load(page, workflow("rlr-demo"), "rlr-demo")
+    page.evaluate(SET, TINY | {"RLR_Train": SHORT | {"run_name": f"sub_{page.vue}"}})
+    page.evaluate(REWARDS)
+    page.evaluate("""() => {
+      const graph = window.app.graph;
+      graph.convertToSubgraph(new Set(graph.nodes.filter((n) => n.type === "RLR_Train")));
+    }""")
+    page.wait_for_timeout(1000)
+    (node,) = [n for n, what in as_prompt(page).items() if what["class_type"] == "RLR_Train"]
+    assert ":" in node
+    assert queue_and_wait(page)["kind"] == "execution_success"
+    page.evaluate(OPEN)
+    page.wait_for_timeout(2000)
+    views = [view for view in page.evaluate(VIEW) if view["lines"]]
+    assert views and views[0]["lines"] == ["judge", "kl", "reward"] and views[0]["samples"] == 3
+    picture(page, "subgraph")
+
+
+def test_a_help_page_is_served(server):
+    import urllib.request
+
+    from comfy_server import PACK
+
+    with urllib.request.urlopen(f"{server.url}/extensions/{PACK}/docs/RLR_Train.md", timeout=30) as answer:
+        assert answer.read().startswith(b"# RLR Train")
