@@ -19,17 +19,16 @@ from rlr_core.config import MethodConfig, TrainConfig, config_from_dict
 
 ARMS: dict[str, MethodConfig] = {
     "adaptive": MethodConfig("adaptive"),
-    "adaptive, whole chain": MethodConfig("adaptive", budget=1.0),
     "full": MethodConfig("full"),
     "truncated, K = 1": MethodConfig("truncated", depth=1),
-    "truncated, K = 4": MethodConfig("truncated", depth=4),
     "truncated, random K": MethodConfig("truncated", random_depth=True),
     "rlr (the paper)": MethodConfig("rlr"),
     "rlr, likelihood-ratio remainder": MethodConfig("rlr", remainder="likelihood_ratio"),
-    "rlr, importance-weighted": MethodConfig("rlr", remainder="importance"),
     "likelihood_ratio": MethodConfig("likelihood_ratio"),
     "ddpo": MethodConfig("ddpo"),
     "zeroth_order": MethodConfig("zeroth_order"),
+    "rlr, importance-weighted": MethodConfig("rlr", remainder="importance"),
+    "adaptive, whole chain": MethodConfig("adaptive", budget=1.0),
 }
 """What is compared: every row of the table of methods, with its variants."""
 

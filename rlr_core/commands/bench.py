@@ -24,13 +24,13 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS, metavar="N",
                         help="budget of denoiser evaluations, with or without a gradient")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="budget of seconds")
-    parser.add_argument("--samples", type=int, default=512, metavar="N", help="pictures that are judged")
+    parser.add_argument("--samples", type=int, default=256, metavar="N", help="pictures that are judged")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of this process")
     parser.add_argument("--report", action="store_true", help="only print the table")
     parser.set_defaults(run=bench)
 
 
-EVALUATIONS, SECONDS = 100_000, 90.0
+EVALUATIONS, SECONDS = 16_000, 60.0
 
 
 def bench(args: argparse.Namespace) -> int:
