@@ -54,7 +54,8 @@ def test_linear_chain_agrees_with_its_closed_form():
         mean = push @ mean + chain.gain * chain.B[t - 1] @ theta
         spread = push @ spread @ push.T + chain.sigma(t) ** 2 * torch.eye(3)
     # E cos(2 x) of a Gaussian x is cos(2 m) exp(-2 v)
-    reward = -(mean - chain.target).square().sum() + 0.5 * torch.cos(2 * mean[0]) * torch.exp(-2 * spread[0, 0])
+    wave = 0.5 * torch.cos(2 * mean[0]) * torch.exp(-2 * spread[0, 0])
+    reward = -(mean - chain.target).square().sum() + wave
     (exact,) = torch.autograd.grad(reward, theta)
     found, error = truth("linear")
     assert float(((found - exact) / error).abs().max()) < HONEST

@@ -1,4 +1,4 @@
-"""The walk against autograd through the whole chain, on both small families; its memory; its KL and its clip."""
+"""The walk against autograd through the whole chain, on both families; its memory, its KL, its clip."""
 
 from __future__ import annotations
 

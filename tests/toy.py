@@ -38,7 +38,7 @@ class ToyChain:
         return -(x0 - self.target).square().sum(1) + 0.5 * torch.cos(2 * x0[:, 0])
 
     def true_gradient(self, samples: int, seed: int = 1) -> tuple[Tensor, Tensor]:
-        """Gradient of E[R] and its standard error, by autograd through the unrolled chain; independent code."""
+        """Gradient of E[R] and its standard error, by autograd through the unrolled chain."""
         rng = torch.Generator().manual_seed(seed)
         blocks = []
         for _ in range(64):
