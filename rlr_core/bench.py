@@ -137,23 +137,21 @@ def report(folder: Path) -> list[list[str]]:
     rows = []
     for name, results in groups.items():
         before = torch.tensor([r["before"]["judge"] for r in results])
-        row: list[Any] = [name, len(results), f"{100 * before.mean():.1f}"]
+        row = [name, f"{100 * before.mean():.1f}"]
         order = 0.0
         for budget in ("evaluations", "seconds"):
             after = torch.tensor([r[budget]["judge"] for r in results])
             gain = Estimate.of(100 * (after - before).flatten())
             seeds = " ".join(f"{100 * value:.0f}" for value in after.mean(1))
-            diversity = sum(r[budget]["diversity"] for r in results) / len(results)
-            updates = sum(r[budget]["updates"] for r in results) / len(results)
             row += [
                 f"{100 * after.mean():.1f} ({seeds})",
                 f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]",
-                f"{diversity:.3f}",
-                f"{updates:.0f}",
+                f"{sum(r[budget]['updates'] for r in results) / len(results):.0f}",
+                f"{sum(r[budget]['diversity'] for r in results) / len(results):.3f}",
             ]
             order = float(after.mean())
         rows.append((order, row))
-    head = ["method", "seeds", "judge before"]
+    head = ["method", "before"]
     for budget in ("equal evaluations", "equal seconds"):
-        head += [f"judge at {budget} (each seed)", "gain", "diversity", "updates"]
-    return [head] + [[str(cell) for cell in row] for _, row in sorted(rows, key=lambda item: -item[0])]
+        head += [f"judge, {budget} (each seed)", "gain", "updates", "diversity"]
+    return [head] + [row for _, row in sorted(rows, key=lambda item: -item[0])]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rlr_core.commands.tables import table
+from rlr_core.commands.tables import markdown, table
 from rlr_core.errors import UserError
 
 BENCH = """Train the built-in model with every method and compare what a judge says of the results.
@@ -27,6 +27,7 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--samples", type=int, default=256, metavar="N", help="pictures that are judged")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of this process")
     parser.add_argument("--report", action="store_true", help="only print the table")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.set_defaults(run=bench)
 
 
@@ -53,5 +54,5 @@ def bench(args: argparse.Namespace) -> int:
     rows = benchmark.report(folder)
     if len(rows) == 1:
         raise UserError(f"There are no results in {str(folder)!r} yet.")
-    print(table(rows))
+    print(markdown(rows) if args.markdown else table(rows))
     return 0

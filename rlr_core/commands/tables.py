@@ -18,6 +18,12 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """The same as a Markdown table; the first row is its head."""
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
 def comparison(before: Evaluation, after: Evaluation | None, names: Mapping[str, str]) -> str:
     """Means, 95 % intervals, paired differences and diversity, a row a score.
 
