@@ -1,0 +1,65 @@
+"""Before the first step: what a run needs, and what is said when it does not fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlr_core.config import EvaluationConfig, SamplerConfig, TrainConfig
+from rlr_core.diffusion.models.loading import load_model
+from rlr_core.errors import UserError
+from rlr_core.training.preflight import GIB, Need, check_memory, measure
+from rlr_core.training.trainer import Trainer
+
+
+@pytest.fixture
+def make(tiny_sd_folder, tmp_path):
+    def make(name: str = "run", **settings) -> Trainer:
+        sampler = settings.pop("sampler", {})
+        config = TrainConfig(
+            model=str(tiny_sd_folder), reward="brightness", prompts=["a cat", "a dog"], steps=2, batch=4,
+            samples_per_prompt=2, out=str(tmp_path / name), keep_samples=2,
+            sampler=SamplerConfig(steps=3, guidance=2.0, **sampler),
+            evaluation=EvaluationConfig(samples=2), **settings,
+        )  # fmt: skip
+        return Trainer(load_model(tiny_sd_folder, device="cpu"), "brightness", config)
+
+    return make
+
+
+def test_larger_pictures_and_no_checkpointing_need_more(make):
+    plain = measure(make("a"))
+    large = measure(make("b", sampler={"height": 32, "width": 32}))
+    saving = measure(make("c", gradient_checkpointing=True))
+    assert 3 < large.step / plain.step < 6 and 3 < large.picture / plain.picture < 6
+    assert saving.step < plain.step
+
+
+def test_a_run_that_does_not_fit_is_refused_with_settings_that_would(make):
+    trainer = make(micro_batch=4)
+    need = measure(trainer)
+    free = int(need.total(2, 1) * 1.01)
+    with pytest.raises(UserError, match=r"needs about .* GiB are free.*would fit: micro_batch 2; the result"):
+        check_memory(trainer, free)
+    trainer.config.micro_batch = 2
+    assert check_memory(trainer, free) == need
+
+
+def test_where_one_picture_is_too_much_checkpointing_comes_first_and_size_last(make):
+    with pytest.raises(UserError, match="gradient_checkpointing on"):
+        check_memory(make("a"), 1000)
+    with pytest.raises(UserError, match=r"pictures of \d+ x \d+ would fit"):
+        check_memory(make("b", gradient_checkpointing=True), 1000)
+
+
+def test_measuring_changes_nothing_in_the_run(make):
+    first, second = make("a"), make("b")
+    measure(second)
+    assert second.chain.evaluations == first.chain.evaluations
+    left, right = first.run(), second.run()
+    assert [row["reward/mean"] for row in left.metrics] == [row["reward/mean"] for row in right.metrics]
+    assert left.metrics[-1]["evaluations/forward"] == right.metrics[-1]["evaluations/forward"]
+
+
+def test_without_a_gpu_nothing_is_asked(make):
+    assert check_memory(make()) is None
+    assert Need(GIB, 2 * GIB).total(1, 1) > 2 * GIB
