@@ -112,8 +112,8 @@ def test_files_of_the_run_folder_are_those_that_are_written():
 
 def test_ci_installs_and_tests_as_the_readme_says():
     script = (ROOT / ".ci" / "run").read_text()
-    section = README[README.index("## Tests") :]
-    install, test = re.findall(r"^    (.*)$", section, re.MULTILINE)
+    section = README[README.index("\n## Tests\n") :]
+    ((install, test),) = re.findall(r"^    (.*) && (.*)$", section, re.MULTILINE)
     assert re.search(rf"^{re.escape(test)}$", script, re.MULTILINE)
     assert install.replace("pip install ", "") in script
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
