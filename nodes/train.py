@@ -99,7 +99,9 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
         ),
         method=inputs["method"] or MethodConfig(),
         lora=LoraConfig(rank=inputs["rank"], alpha=inputs["alpha"] or None, targets=inputs["targets"]),
-        optimizer=OptimizerConfig(learning_rate=inputs["learning_rate"]),
+        optimizer=OptimizerConfig(
+            learning_rate=inputs["learning_rate"], max_norm=inputs["max_norm"], average=inputs["average"]
+        ),
         evaluation=EvaluationConfig(
             judge=judge.name if judge else None,
             judge_options=dict(judge.options) if judge else {},
@@ -260,4 +262,9 @@ def train_inputs() -> list[io.Input]:
         rare(io.Boolean.Input, "stop_when_judge_drops", default=False,
              tooltip="Stop when the judge falls significantly below its best, and keep the LoRA of the "
              "best."),
+        rare(io.Float.Input, "max_norm", default=1.0, min=0.0, max=1000.0, step=0.05,
+             tooltip="Gradients longer than this are shortened to it; 0 leaves them as they are."),
+        rare(io.Float.Input, "average", default=0.0, min=0.0, max=0.9999, step=0.01, round=0.0001,
+             tooltip="Decay of a running average of the LoRA, which is then watched and saved instead of the "
+             "last; 0.9 calms short runs with a high learning rate."),
     ]  # fmt: skip

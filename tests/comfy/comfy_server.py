@@ -49,7 +49,7 @@ class ComfyServer:
                 ],
                 cwd=self.comfyui, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"ComfyUI ended at once:\n{self.text()[-4000:]}")
