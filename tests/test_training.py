@@ -11,6 +11,7 @@ from tiny_flow import TinyFlow
 
 from rlr_core.config import TrainConfig, config_from_dict
 from rlr_core.errors import UserError
+from rlr_core.rewards.base import Reward
 from rlr_core.training.advantages import advantages
 from rlr_core.training.evaluation import difference
 from rlr_core.training.trainer import train
@@ -197,3 +198,37 @@ def test_running_mean_is_the_baseline_once_there_is_one():
 
 def test_config_object_may_name_its_method_only():
     assert TrainConfig(method="rlr").method.name == "rlr"
+
+
+def test_what_a_reward_averages_changes_between_updates_and_survives_a_kill(tmp_path):
+    """combine's running scales stand still inside an update, move after it, and go on from the state."""
+    from rlr_core.rewards import load_reward
+
+    def combined():
+        return load_reward("combine", rewards=["brightness", "contrast"], weights=[1.0, 1.0])
+
+    whole = combined()
+    before = {name: value.clone() for name, value in whole.state_dict().items()}
+    train_on(whole, tmp_path / "whole", steps=4)
+    assert any(not torch.equal(before[name], value) for name, value in whole.state_dict().items())
+
+    train_on(combined(), tmp_path / "parts", steps=2)
+    resumed = combined()
+    config = config_from_dict(small_config(tmp_path / "parts", steps=4))
+    train(TinyFlow(), resumed, config, resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_reward_that_wants_whole_batches_gets_them(tmp_path):
+    seen = []
+
+    class Person(Reward):
+        name, differentiable, whole_batch = "person", False, True
+
+        def score(self, images, prompts):
+            seen.append(len(prompts))
+            return redness(images, prompts)
+
+    train_on(Person(), tmp_path / "run", steps=1, decode_batch=1, evaluation={"samples": 8, "batch": 8})
+    assert set(seen) == {4, 8}  # micro-batches of training, batches of the evaluation

@@ -46,8 +46,11 @@ def add_demo(commands: Any) -> None:
 
 
 def demo(args: argparse.Namespace) -> int:
+    import torch
+
     from rlr_core.presets import demo_config
 
+    torch.set_num_threads(1)  # networks this small gain little from more, and lose much on a busy machine
     return _run(build_config(args, demo_config()), resume=False)
 
 

@@ -28,9 +28,9 @@ class Scorer:
         before_piece: Callable[[], None] = lambda: None,
         surrogate: bool = True,
     ):
-        """prompts: the prompts of trajectories by index; before_piece: called ahead of each piece, may raise.
-
-        surrogate: use a black-box reward's differentiable stand-in.
+        """prompts: the prompts of trajectories by index; decode_batch: pictures in a piece, but for a reward
+        that wants whole (micro-)batches; before_piece: called ahead of each piece, may raise; surrogate: use
+        a black-box reward's differentiable stand-in.
         """
         self.model, self.reward, self.prompts = model, reward, prompts
         self.decode_batch, self.before_piece = decode_batch, before_piece
@@ -45,10 +45,11 @@ class Scorer:
     def __call__(self, latents: Tensor, index: Tensor, gradient: bool) -> Scores:
         """Scores of final latents [N, ...]; index: their places in the batch [N]."""
         prompts = self.prompts(index)
+        size = len(latents) if self.reward.whole_batch else self.decode_batch
         pieces = []
-        for start in range(0, len(latents), self.decode_batch):
+        for start in range(0, len(latents), size):
             self.before_piece()
-            piece = slice(start, start + self.decode_batch)
+            piece = slice(start, start + size)
             pieces.append(self._piece(latents[piece], prompts[piece], gradient))
         columns = zip(*pieces, strict=True)
         return Scores(*(None if column[0] is None else torch.cat(column) for column in columns))

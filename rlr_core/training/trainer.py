@@ -219,6 +219,7 @@ class Trainer:
             estimate.ratio_error, estimate.clipped = again.ratio_error, again.clipped
             self.ascent.climb(again.gradient, self.step)
         self._count_skipped(taken, norm)
+        self.reward.after_update()
         self.step += 1
         return self._row(rollouts, estimate, norm, kl)
 
