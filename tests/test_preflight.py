@@ -58,7 +58,8 @@ def test_measuring_changes_nothing_in_the_run(make):
     first.open_folder(resume=False)
     second.open_folder(resume=False)
     left, right = first.run(), second.run()
-    assert [row.get("reward/mean") for row in left.metrics] == [row.get("reward/mean") for row in right.metrics]
+    means = [[row.get("reward/mean") for row in run.metrics] for run in (left, right)]
+    assert means[0] == means[1]
     assert left.metrics[-1]["evaluations/forward"] == right.metrics[-1]["evaluations/forward"]
 
 
