@@ -40,13 +40,11 @@ def parts(path: Path) -> tuple[dict, dict, dict]:
     return nodes, links, golden
 
 
-def test_there_are_five_workflows_each_with_its_picture_and_golden_file():
+def test_there_are_five_workflows_each_with_its_golden_file():
     assert [path.stem for path in WORKFLOWS] == [
         "rlr-compare-methods", "rlr-dcot", "rlr-demo", "rlr-score-and-pick", "rlr-sd15-aesthetic",
     ]  # fmt: skip
     for path in WORKFLOWS:
-        picture = path.with_suffix(".jpg").read_bytes()
-        assert picture[:3] == b"\xff\xd8\xff" and 10_000 < len(picture) < 400_000
         assert (HERE / "golden" / path.name).is_file()
 
 
