@@ -28,6 +28,14 @@ function nodeAt(executionId) {
   return node;
 }
 
+// The pictures of the finished run, and not the last preview, which would otherwise stay in front of them.
+function dropPreview(node, executionId) {
+  const previews = app.nodePreviewImages ?? {};
+  for (const key of [executionId, String(node.id), `${node.graph?.id}:${node.id}`]) delete previews[key];
+  node.preview = node.images = undefined;
+  node.setDirtyCanvas?.(true, true);
+}
+
 function show(state) {
   const here = rootGraph()?.id;
   if (state.workflow && here && state.workflow !== here) return; // another workflow's node of this number
@@ -87,6 +95,7 @@ app.registerExtension({
       if (state) {
         states.set(state.node, state);
         view.show(state);
+        dropPreview(node, state.node);
       }
     };
     const wide = 420;

@@ -2,7 +2,8 @@
 //
 // Texts come from workflows and are only ever set as textContent.
 
-export const HEIGHT = 268;
+export const HEIGHT = 288; // of the widget; the canvas takes MARGIN off it above and below
+const MARGIN = 10;
 const WIDE = 400; // of the chart's own coordinates; it is scaled to the node
 const HIGH = 130;
 const LEFT = 6;
@@ -23,7 +24,7 @@ const STATES = {
 export class View {
   constructor() {
     this.element = tag("div", {
-      width: "100%", height: `${HEIGHT}px`, boxSizing: "border-box", padding: "6px 8px", overflow: "hidden",
+      width: "100%", height: "100%", minHeight: `${HEIGHT - 2 * MARGIN}px`, boxSizing: "border-box", padding: "6px 8px", overflow: "hidden",
       display: "flex", flexDirection: "column", gap: "4px", borderRadius: "6px", background: "#17181c",
       color: "#d6d6d6", font: "12px/1.35 sans-serif", userSelect: "none",
     });
@@ -75,11 +76,12 @@ export class View {
         LEFT + (p.step / last) * (WIDE - LEFT - RIGHT),
         HIGH - 6 - ((p[series.key] - low) / spread) * (HIGH - 12),
       ]);
-      this.chart.append(svg("polyline", {
-        points: places.map((xy) => xy.map((v) => v.toFixed(2)).join(",")).join(" "), fill: "none",
-        stroke: series.color, "stroke-width": series.width, "stroke-linejoin": "round",
-        "vector-effect": "non-scaling-stroke", "data-series": series.key,
-      }));
+      if (series.dots) {
+        this.line(places, series, 1);
+      } else {
+        this.line(places, { ...series, key: `${series.key} as it is` }, 0.3);
+        this.line(smoothed(places), series, 1);
+      }
       const dots = series.dots || places.length === 1 ? places : [];
       for (const [x, y] of dots) {
         // a line of no length with round ends is a dot that the stretched chart leaves round
@@ -88,6 +90,14 @@ export class View {
       }
       this.legend.prepend(this.entry(series, state, values));
     }
+  }
+
+  line(places, series, opacity) {
+    this.chart.append(svg("polyline", {
+      points: places.map((xy) => xy.map((v) => v.toFixed(2)).join(",")).join(" "), fill: "none",
+      stroke: series.color, "stroke-width": series.width, "stroke-opacity": opacity,
+      "stroke-linejoin": "round", "vector-effect": "non-scaling-stroke", "data-series": series.key,
+    }));
   }
 
   entry(series, state, values) {
@@ -128,6 +138,15 @@ function sentence(state) {
   if (state.state === "finished") return `${state.run}: ${place}. ${state.message || "Finished."}`;
   const within = state.phase ? ` · ${state.phase}${state.total ? ` ${state.done}/${state.total}` : ""}` : "";
   return `${place}${within}${state.message ? ` · ${state.message}` : ""}`;
+}
+
+// Heights averaged over neighbours, a twelfth of the curve to either side.
+function smoothed(places) {
+  const reach = Math.floor(places.length / 12);
+  return places.map(([x], i) => {
+    const near = places.slice(Math.max(0, i - reach), i + reach + 1);
+    return [x, near.reduce((sum, place) => sum + place[1], 0) / near.length];
+  });
 }
 
 function short(value) {

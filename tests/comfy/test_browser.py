@@ -31,7 +31,8 @@ VIEW = """() => {
   const strips = [...document.querySelectorAll(".rlr-live-view")];
   return strips.map((view) => ({
     status: view.querySelector(".rlr-status").textContent,
-    lines: [...view.querySelectorAll("polyline")].map((line) => line.dataset.series).sort(),
+    lines: [...view.querySelectorAll("polyline")].map((line) => line.dataset.series)
+      .filter((name) => !name.includes(" ")).sort(),
     samples: view.querySelectorAll(".rlr-strip img").length,
     height: view.getBoundingClientRect().height,
   }));
