@@ -76,3 +76,10 @@ def test_training_raises_a_random_clip(tmp_path):
         return (clip.encode_image(small, normalize=True) * text).sum(1)
 
     assert gain(random_clip, tmp_path) > 3
+
+
+def test_training_brings_pictures_closer_to_a_target(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), (40, 60, 160)).save(tmp_path / "target.png")
+    assert gain(load_reward("target_picture", target=str(tmp_path / "target.png")), tmp_path) > 3
