@@ -92,6 +92,11 @@ def _build_model(out: Path, seed: int, budget: Budget) -> None:
     # fp16 is how the weights are stored; unasked, every part is to load as float32
     config = out / "model" / "text_encoder" / "config.json"
     config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
+    # where the autoencoder lay while it was built is nobody's business
+    config = out / "model" / "vae" / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.pop("_name_or_path", None)
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _build_reward(out: Path, seed: int, budget: Budget) -> None:
