@@ -34,6 +34,15 @@ def known_runs() -> list[dict[str, Any]]:
     return list(_runs.values())
 
 
+def remember(view: dict[str, Any]) -> None:
+    """Keep what a node shows, for pages that are loaded later; in place of what it showed before."""
+    key = f"{view['workflow']}/{view['node']}"
+    _runs.pop(key, None)
+    _runs[key] = view
+    while len(_runs) > MOST_RUNS:
+        _runs.popitem(last=False)
+
+
 def view_of(folder: Path, node: str, workflow: str, **status: Any) -> dict[str, Any]:
     """All that the live view shows of a run folder: points, samples, and `status`."""
     points = [_point(row) for row in decimated(read_metrics(folder), MOST_POINTS)]
@@ -54,7 +63,7 @@ class Live:
         )  # fmt: skip
         self.progress: host.Progress | None = None
         self._last_sent = 0.0
-        self._remember()
+        remember(self.view)
         host.send(EVENT, self.view)
 
     def __call__(self, event: Event) -> None:
@@ -117,13 +126,6 @@ class Live:
             title = f"update {self.view['step']} of {self.view['steps']}: {self.view['reward']}"
             preview = images.preview(pictures[-1] if pictures else None, curve, title)
         self.progress.show(self.view["step"], preview)
-
-    def _remember(self) -> None:
-        key = f"{self.view['workflow']}/{self.view['node']}"
-        _runs.pop(key, None)
-        _runs[key] = self.view
-        while len(_runs) > MOST_RUNS:
-            _runs.popitem(last=False)
 
 
 def _point(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,6 +187,7 @@ def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
         judge=results.config.evaluation.judge or "", message=_end(results.reason),
         seconds=(results.metrics or [{}])[-1].get("time/seconds", 0.0),
     )  # fmt: skip
+    live.remember(view)
     return io.NodeOutput(
         lora,
         sockets.Model(model.path, model.name, model.dtype, str(results.lora)),

@@ -29,9 +29,12 @@ function nodeAt(executionId) {
 }
 
 // The pictures of the finished run, and not the last preview, which would otherwise stay in front of them.
+// Vue nodes draw from the page's store, the canvas from app.
 function dropPreview(node, executionId) {
-  const previews = app.nodePreviewImages ?? {};
-  for (const key of [executionId, String(node.id), `${node.graph?.id}:${node.id}`]) delete previews[key];
+  const pinia = document.getElementById("vue-app")?.__vue_app__?.config.globalProperties.$pinia;
+  const shown = [app.nodePreviewImages, pinia?.state.value.nodeOutput?.nodePreviewImages];
+  for (const previews of shown.filter(Boolean))
+    for (const key of [executionId, String(node.id), `${node.graph?.id}:${node.id}`]) delete previews[key];
   node.preview = node.images = undefined;
   node.setDirtyCanvas?.(true, true);
 }

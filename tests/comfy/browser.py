@@ -47,7 +47,7 @@ def page_on(
         try:
             page = context.pages[0] if context.pages else context.new_page()
             page.problems = []
-            page.on("pageerror", lambda error: page.problems.append(str(error)))
+            page.on("pageerror", lambda error: page.problems.append(error.stack or str(error)))
             open_page(page, server)
             yield page
         finally:

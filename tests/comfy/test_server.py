@@ -182,9 +182,11 @@ def test_after_a_restart_a_finished_run_returns_at_once(base):
         started = time.monotonic()
         outputs = second.run(prompt)
         seconds = time.monotonic() - started
+        (kept,) = second.get("/rlr/runs")["runs"]
         longer = second.run(changed(prompt, steps=3))
     print(f"finished run after a restart: {seconds:.2f} s")
     assert [point["step"] for point in outputs["5"]["rlr"][0]["points"]] == [0, 1, 2]
+    assert kept == outputs["5"]["rlr"][0]  # for a page that is opened now
     assert [point["step"] for point in longer["5"]["rlr"][0]["points"]] == [0, 1, 2, 3]
     assert lora.stat().st_mtime_ns > written
 

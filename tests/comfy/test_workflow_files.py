@@ -94,6 +94,21 @@ def test_golden_files_give_every_required_input_and_no_other(path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_only_missing_links_are_null(path):
+    """Old frontends show an alert over the graph for any other null."""
+
+    def nulls(value, at=()):
+        if isinstance(value, dict):
+            return [found for key, part in value.items() for found in nulls(part, (*at, key))]
+        if isinstance(value, list):
+            return [found for part in value for found in nulls(part, at)]
+        return [] if value is not None else [at]
+
+    found = nulls(json.loads(path.read_text(encoding="utf-8")))
+    assert {at[-1] for at in found} <= {"link", "links"}, found
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_no_node_lies_on_another(path):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
