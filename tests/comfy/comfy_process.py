@@ -32,9 +32,12 @@ def comfyui() -> Path:
 
 
 class Pack(dict):
-    """Nodes by id, and how much processor time it took to load them."""
+    """Nodes by id, and what it took to load them."""
 
     import_seconds: float
+    """Processor time."""
+    imported: set[str]
+    """Packages that were not imported before."""
 
 
 def load_pack(base: Path) -> Pack:
@@ -50,7 +53,7 @@ def load_pack(base: Path) -> Pack:
     import server  # noqa: F401
     from comfy_api.latest import io  # noqa: F401
 
-    started = time.process_time()
+    before, started = set(sys.modules), time.process_time()
     spec = importlib.util.spec_from_file_location(
         MODULE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
@@ -61,6 +64,7 @@ def load_pack(base: Path) -> Pack:
     ours = asyncio.run(extension.get_node_list())
     pack = Pack((node.GET_SCHEMA().node_id, node) for node in ours)
     pack.import_seconds = time.process_time() - started
+    pack.imported = {name.partition(".")[0] for name in set(sys.modules) - before}
     assert Path(folder_paths.get_output_directory()).is_relative_to(base)
     return pack
 

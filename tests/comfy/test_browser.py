@@ -38,7 +38,7 @@ VIEW = """() => {
     height: view.getBoundingClientRect().height,
   }));
 }"""
-TEXT_BOXES = """() => document.querySelectorAll("textarea, .comfy-markdown").length"""
+TEXT_BOXES = """() => document.querySelectorAll("textarea").length"""
 STATES = """async () => {
   const { runs } = await (await fetch("/rlr/runs")).json();
   return [(window.app.rootGraph ?? window.app.graph).id, runs.map((r) => [r.workflow, r.node, r.state])];
@@ -85,8 +85,12 @@ def page(request, server, tmp_path_factory):
     with page_on(server, tmp_path_factory.mktemp("profile"), vue=request.param) as opened:
         opened.vue, opened.front_end = request.param, server.front_end
         load(opened, workflow("rlr-demo"), "rlr-demo")
-        if opened.evaluate(TEXT_BOXES) == 0:
-            pytest.skip("the Vue nodes of this frontend have no text boxes yet, its own nodes neither")
+        for _ in range(40):
+            if opened.evaluate(TEXT_BOXES) > 0:
+                break
+            opened.wait_for_timeout(500)
+        else:
+            pytest.skip("the Vue nodes of this frontend draw no DOM widgets, not even its own text boxes")
         yield opened
 
 
