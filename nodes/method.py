@@ -38,7 +38,7 @@ class MethodNode(Node):
             inputs=[
                 io.Combo.Input(
                     "method", options=NAMES, default=default.name,
-                    tooltip="adaptive: both estimators at every step, mixed by their noise (the best). rlr: "
+                    tooltip="adaptive: both estimators at every step, mixed by their noise (the default). rlr: "
                     "the paper's. full: back-propagation through every step (DRaFT). truncated: through the "
                     "last K (DRaFT-K, AlignProp). likelihood_ratio: REINFORCE. ddpo: with PPO's clip. "
                     "zeroth_order: perturbed weights, rewards only.",
