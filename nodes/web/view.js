@@ -24,7 +24,8 @@ const STATES = {
 export class View {
   constructor() {
     this.element = tag("div", {
-      width: "100%", height: "100%", minHeight: `${HEIGHT - 2 * MARGIN}px`, boxSizing: "border-box", padding: "6px 8px", overflow: "hidden",
+      width: "100%", height: "100%", minHeight: `${HEIGHT - 2 * MARGIN}px`,
+      maxHeight: `${HEIGHT}px`, boxSizing: "border-box", padding: "6px 8px", overflow: "hidden",
       display: "flex", flexDirection: "column", gap: "4px", borderRadius: "6px", background: "#17181c",
       color: "#d6d6d6", font: "12px/1.35 sans-serif", userSelect: "none",
     });
@@ -102,12 +103,10 @@ export class View {
 
   entry(series, state, values) {
     const name = { reward: state.reward, judge: state.judge || "held out" }[series.key];
-    const label = name && name !== series.label ? `${series.label} ${name}` : series.label;
-    const item = tag("span", { color: series.color, whiteSpace: "nowrap", overflow: "hidden",
-      textOverflow: "ellipsis" });
-    const change = series.key === "kl" ? "" : ` (from ${short(values[0])})`;
-    item.textContent = `${label} ${short(values.at(-1))}${values.length > 1 ? change : ""}`;
-    item.title = item.textContent;
+    const item = tag("span", { color: series.color, whiteSpace: "nowrap" });
+    const from = series.key === "kl" || values.length < 2 ? "" : `${short(values[0])} \u2192 `;
+    item.textContent = `${series.label} ${from}${short(values.at(-1))}`;
+    item.title = name ? `${series.label}: ${name}` : series.label;
     return item;
   }
 

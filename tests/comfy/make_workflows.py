@@ -46,7 +46,7 @@ LAYOUT: dict[str, dict[str, Any]] = {
         },
         "titles": {"3": "Reward: what is climbed", "4": "Judge: only watched", "6": "Before and after",
                    "7": "Chart"},
-        "notes": [(40, 984, 320, 366,
+        "notes": [(40, 984, 320, 230,
                    "**Press Run.** A tiny model that comes with RLR learns to draw what its captions say, "
                    "in a few minutes on a CPU.\n\nThe *reward* is climbed; the *judge* reads the pixels of "
                    "captions that training never sees.\n\nCancel and Run again: it goes on. Raise *steps*: "
@@ -64,7 +64,7 @@ LAYOUT: dict[str, dict[str, Any]] = {
         "titles": {"3": "Reward: aesthetic", "4": "Judge: CLIP score", "12": "KSampler, without the LoRA",
                    "13": "KSampler, with the LoRA", "16": "Without", "17": "With the LoRA",
                    "9": "Prompt", "10": "Negative prompt", "18": "Before and after, as training saw it"},
-        "notes": [(40, 1054, 340, 516, SD15_FILES + AESTHETIC_FILES)],
+        "notes": [(40, 1054, 340, 300, SD15_FILES + AESTHETIC_FILES)],
     },
     "rlr-score-and-pick": {
         "nodes": {
@@ -74,7 +74,7 @@ LAYOUT: dict[str, dict[str, Any]] = {
             "10": (1600, 590, 420, 470),
         },
         "titles": {"2": "Prompt", "3": "Negative prompt", "9": "All, best first", "10": "The best is saved"},
-        "notes": [(40, 230, 340, 482, SD15_FILES + AESTHETIC_FILES)],
+        "notes": [(40, 230, 340, 300, SD15_FILES + AESTHETIC_FILES)],
     },
     "rlr-dcot": {
         "nodes": {
@@ -84,7 +84,7 @@ LAYOUT: dict[str, dict[str, Any]] = {
         },
         "titles": {"3": "Reward: asked about the fine prompt", "4": "Judge", "7": "Samples with the LoRA",
                    "8": "Before and after"},
-        "notes": [(980, 438, 340, 300,
+        "notes": [(980, 438, 340, 240,
                    "**Prompts in stages.** The first fifth of the sampling is told the *coarse* prompt, "
                    "which sets the layout; the rest is told the *fine* one.\n\nLines with the same number "
                    "belong together. *middle* makes a third stage.")],
@@ -98,7 +98,7 @@ LAYOUT: dict[str, dict[str, Any]] = {
         },
         "titles": {"5": "Method: adaptive", "6": "Method: rlr (the paper)", "7": "Train with adaptive",
                    "8": "Train with rlr", "11": "adaptive", "12": "rlr"},
-        "notes": [(40, 984, 320, 240,
+        "notes": [(40, 984, 320, 160,
                    "**Two methods, everything else equal.** Compare the *judge*, and the seconds in the "
                    "reports: methods differ in what an update costs.")],
     },
