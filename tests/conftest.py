@@ -1,4 +1,4 @@
-"""Shared by the tests: one torch thread, and the two small families."""
+"""Shared by the tests: one torch thread, and the small models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+TINY = ("stable-diffusion", "tiny-flow", "text encoder too")
+"""The two families, and one marked for adapters that go into its text encoder too."""
 
 
 @pytest.fixture(scope="session")
@@ -16,15 +19,18 @@ def tiny_sd_folder(tmp_path_factory):
     return write_tiny_sd(tmp_path_factory.mktemp("models") / "sd")
 
 
-@pytest.fixture(params=["stable-diffusion", "tiny-flow"])
+@pytest.fixture(params=TINY)
 def tiny_model(request, tiny_sd_folder):
-    """A fresh tiny model of each family."""
+    """A fresh tiny model of each kind."""
     return load_tiny(request.param, tiny_sd_folder)
 
 
 def load_tiny(family: str, folder):
+    """A fresh one of TINY."""
     from tiny_flow import TinyFlow
 
     from rlr_core.diffusion.models.loading import load_model
 
-    return TinyFlow() if family == "tiny-flow" else load_model(folder, device="cpu")
+    model = TinyFlow() if family == "tiny-flow" else load_model(folder, device="cpu")
+    model.text_encoder_too = family == "text encoder too"
+    return model
