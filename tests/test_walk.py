@@ -232,7 +232,7 @@ def test_perturbed_weights_estimate_the_slope_along_the_perturbation(tiny_model)
     noise = noise_for(tiny_model)
     expected = by_network(adapter, unrolled_gradient(chain, adapter, conditioning, noise))
     for part, parameters in by_network(adapter, adapter.parameters()).items():
-        perturbation = Perturbation(parameters, seed=7, scale=3e-3)
+        perturbation = Perturbation(parameters, seed=8, scale=3e-3)
         rewards = {}
         for sign in (1, -1):
             perturbation.switch(sign)
@@ -242,7 +242,7 @@ def test_perturbed_weights_estimate_the_slope_along_the_perturbation(tiny_model)
         perturbation.add_gradient(found, rewards[1], rewards[-1])
         directions = list(perturbation.directions())
         slope = sum(float((g * d).sum()) for g, d in zip(expected[part], directions, strict=True))
-        assert relative(found, [slope * direction for direction in directions]) < 0.02
+        assert relative(found, [slope * direction for direction in directions]) < 0.01
 
 
 def test_sample_does_not_depend_on_its_batch(tiny_model):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rlr_core.errors import UserError
-from rlr_core.lora.names import in_file, prefix, split
+from rlr_core.lora.names import LEVEL, in_file, prefix, split
 
 if TYPE_CHECKING:
     from rlr_core.diffusion.models.base import DiffusionModel
@@ -172,14 +172,15 @@ def _peft_settings(model: DiffusionModel, modules: Mapping[str, LoraModule]) -> 
     parts: dict[str, dict[str, LoraModule]] = {}
     for name, module in modules.items():
         network, path = split(model, name)
-        parts.setdefault(prefix(model, network, "diffusers"), {})[path] = module
+        parts.setdefault(network, {})[path.removeprefix(LEVEL)] = module  # peft takes endings of paths too
     settings: dict[str, object] = {}
-    for start, part in parts.items():
+    for network, part in parts.items():
+        start, anchor = prefix(model, network, "diffusers"), "" if network else "^"
         rank = Counter(module.rank for module in part.values()).most_common(1)[0][0]
         settings |= {
             f"{start}r": rank,
             f"{start}lora_alpha": _alpha(modules),
-            f"{start}rank_pattern": {f"^{path}": m.rank for path, m in part.items() if m.rank != rank},
+            f"{start}rank_pattern": {f"{anchor}{p}": m.rank for p, m in part.items() if m.rank != rank},
             f"{start}alpha_pattern": {},
             f"{start}target_modules": sorted(part),
         }

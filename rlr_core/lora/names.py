@@ -10,6 +10,9 @@ from torch import nn
 
 from rlr_core.diffusion.models.base import DiffusionModel
 
+LEVEL = "text_model."
+"""The outermost level of a CLIP text encoder, which some programs and versions leave out."""
+
 
 def networks(model: DiffusionModel) -> dict[str, nn.Module]:
     """What an adapter can go into, by name; the denoiser's is ''."""
@@ -50,8 +53,7 @@ def known_in_files(model: DiffusionModel) -> dict[str, str]:
         for layout, own in model.lora_prefixes.items():
             beginnings = model.text_prefixes[network][layout] if network else (own,)
             for path in adaptable(module):
-                # some writers leave out the outermost level of a text encoder
-                spellings = (path, path.removeprefix("text_model.")) if network else (path,)
+                spellings = (path, path.removeprefix(LEVEL)) if network else (path,)
                 known |= {_key(b, s, layout): join(network, path) for b in beginnings for s in spellings}
     return known
 
