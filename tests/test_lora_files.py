@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -356,3 +357,14 @@ def test_each_network_has_its_own_metadata_in_the_diffusers_layout(sd, tmp_path)
     assert (settings["text_encoder.r"], settings["text_encoder.lora_alpha"]) == (4, 10)
     text = [f"text_encoder.text_model.{path}" for path in settings["text_encoder.target_modules"]]
     assert [*settings["unet.target_modules"], *text] == list(adapter.layers)
+
+
+def test_ranks_in_the_metadata_are_found_with_and_without_the_text_encoders_outermost_level(sd, tmp_path):
+    paths = target_paths(sd, "attention", text_encoder=True)
+    adapter = attach_to(sd, {path: (3 if path.endswith("1.self_attn.v_proj") else 2, 2.0) for path in paths})
+    with safe_open(adapter.save(tmp_path / "x.safetensors", "diffusers"), "pt") as file:
+        settings = json.loads(file.metadata()["lora_adapter_metadata"])
+    ((pattern, rank),) = settings["text_encoder.rank_pattern"].items()
+    assert rank == 3 and not settings["unet.rank_pattern"]
+    path = "encoder.layers.1.self_attn.v_proj"
+    assert all(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in (path, f"text_model.{path}"))

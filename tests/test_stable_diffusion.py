@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from tiny_sd import write_tiny_sd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlr_core.config import SamplerConfig
 from rlr_core.diffusion.chain import Noise
@@ -170,6 +171,51 @@ def test_prompts_are_token_ids_while_an_adapter_is_in_the_text_encoder(folders):
     assert torch.equal(model.encode_prompts(prompts)["prompt"], before["prompt"])
     attach(model, rank=2)
     assert torch.equal(model.encode_prompts(prompts)["prompt"], before["prompt"])
+
+
+def test_a_step_with_an_adapted_text_encoder_never_waits_for_the_device(folders):
+    """No operation that needs a value on the CPU, forwards or backwards."""
+    model = load_model(folders["epsilon"], device="cpu")
+    adapter = attach(model, rank=2, text_encoder=True)
+    rows = model.encode_prompts(["a cat", "a dog"])
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            seen.add(operation.overloadpacket.__name__)
+            return operation(*args, **(kwargs or {}))
+
+    with Watch():
+        output = model.denoise(latents(2, 4, 8, 8), 401.0, rows)
+        torch.autograd.grad(output.sum(), adapter.parameters())
+    assert "embedding" in seen
+    assert not seen & {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
+
+
+def test_the_text_encoders_names_are_the_same_however_transformers_nests_it(folders):
+    """Older versions have the layers one level down."""
+
+    class Nested(torch.nn.Module):
+        def __init__(self, text_model):
+            super().__init__()
+            self.text_model = text_model
+
+        def forward(self, tokens):
+            return self.text_model(tokens)
+
+    state = {}
+    for nested in (False, True):
+        model = load_model(folders["epsilon"], device="cpu")
+        if nested:
+            inner = getattr(model.text_encoder, "text_model", model.text_encoder)
+            model.text_encoder = Nested(inner)
+        before = dict(model.text_encoder.named_modules())
+        adapter = attach(model, rank=2, text_encoder=True)
+        state[nested] = adapter.state_dict()
+        assert "tokens" in model.encode_prompts(["a cat"])
+        adapter.detach()
+        assert dict(model.text_encoder.named_modules()) == before
+    assert list(state[True]) == list(state[False])
 
 
 def test_pictures_with_an_adapted_text_encoder_are_those_of_diffusers_pipeline(folders, tmp_path):

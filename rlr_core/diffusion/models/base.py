@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlr_core.config import SamplerConfig
 
 Rows = dict[str, Tensor]
-"""Encoded prompts: named tensors whose first dimension is the prompt."""
+"""Prompts as `encode_prompts` gives them: named tensors whose first dimension is the prompt."""
 
 
 class DiffusionModel(ABC):
