@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import TINY, load_tiny
 
 torch.set_num_threads(1)
-
-TINY = ("stable-diffusion", "tiny-flow", "text encoder too")
-"""The two families, and one marked for adapters that go into its text encoder too."""
 
 
 @pytest.fixture(scope="session")
@@ -23,14 +21,3 @@ def tiny_sd_folder(tmp_path_factory):
 def tiny_model(request, tiny_sd_folder):
     """A fresh tiny model of each kind."""
     return load_tiny(request.param, tiny_sd_folder)
-
-
-def load_tiny(family: str, folder):
-    """A fresh one of TINY."""
-    from tiny_flow import TinyFlow
-
-    from rlr_core.diffusion.models.loading import load_model
-
-    model = TinyFlow() if family == "tiny-flow" else load_model(folder, device="cpu")
-    model.text_encoder_too = family == "text encoder too"
-    return model

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from adapters import PROMPTS, attach, fill, output
-from conftest import TINY, load_tiny
 from tiny_flow import TinyFlow
+from tiny_models import TINY, load_tiny
 from tiny_sd import write_tiny_sd
 
 from rlr_core.diffusion.models.loading import load_model

@@ -9,11 +9,11 @@ import re
 import pytest
 import torch
 from adapters import PROMPTS, attach, fill, output
-from conftest import TINY, load_tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import write_tiny_checkpoint
 from tiny_flow import TinyFlow
+from tiny_models import TINY, load_tiny
 from tiny_sd import write_tiny_sd
 
 from rlr_core.diffusion.models.loading import load_model

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 import torch
-from conftest import load_tiny
 from runs import redness, rows, run, small_config, weights
+from tiny_models import load_tiny
 
 from rlr_core.config import config_from_dict
 from rlr_core.errors import UserError

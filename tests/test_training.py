@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from conftest import load_tiny
 from runs import redness, small_config, weights
 from tiny_flow import TinyFlow
+from tiny_models import load_tiny
 
 from rlr_core.config import TrainConfig, config_from_dict
 from rlr_core.errors import UserError
