@@ -266,19 +266,36 @@ def log(message: str) -> None:
 
 
 def patch(model: Any, clip: Any, weights: dict[str, torch.Tensor], on_model: float, on_clip: float) -> tuple:
-    """Copies of a MODEL and a CLIP (each may be None) with a LoRA for all steps, as stock LoraLoader does."""
+    """Copies of a MODEL and a CLIP (each may be None) with a LoRA for all steps, as stock LoraLoader does.
+
+    The part for what is None is left aside.
+    """
     import comfy.sd
 
+    of_model, of_clip = split_lora(weights)
+    weights = (of_model if model is not None else {}) | (of_clip if clip is not None else {})
     return comfy.sd.load_lora_for_models(model, clip, weights, on_model, on_clip)
 
 
+def split_lora(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The tensors for the denoiser, and those for text encoders."""
+    from rlr_core.lora.formats import is_text_encoder
+
+    of_clip = {key: tensor for key, tensor in weights.items() if is_text_encoder(key)}
+    return {key: tensor for key, tensor in weights.items() if key not in of_clip}, of_clip
+
+
 def low_rank_changes(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, tuple]:
-    """Module path in the MODEL -> (up, down, alpha). Raises UserError unless all of the LoRA has a place."""
+    """Module path in the MODEL -> (up, down, alpha) of the denoiser's part of a LoRA.
+
+    Raises UserError if it is no plain LoRA, or if nothing of it has a place.
+    """
     import comfy.lora
     import comfy.lora_convert
 
+    of_model, of_clip = split_lora(weights)
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
-    found = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(weights)), key_map)
+    found = comfy.lora.load_lora(comfy.lora_convert.convert_lora(of_model), key_map)
     changes = {}
     for key, adapter in found.items():
         parts = getattr(adapter, "weights", None)
@@ -288,7 +305,7 @@ def low_rank_changes(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, 
                 "Only a plain LoRA can be applied to a part of the steps; apply it to all of them."
             )
         changes[key.removesuffix(".weight")] = (parts[0], parts[1], parts[2])
-    if not changes:
+    if not changes and (of_model or not of_clip):
         raise UserError("This LoRA was made for another model: none of its parts has a place in it.")
     return changes
 

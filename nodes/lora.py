@@ -85,7 +85,8 @@ class ApplyLora(Node):
                 io.Model.Input("model", tooltip="The model that the LoRA was trained on, from a stock "
                     "loader."),
                 io.LoraModel.Input("lora", tooltip="From RLR Train, or any node that gives a LORA_MODEL."),
-                io.Clip.Input("clip", optional=True, tooltip="Only for LoRAs that change the text encoder."),
+                io.Clip.Input("clip", optional=True, tooltip="Only for LoRAs that change the text encoder; "
+                              "that part is left aside if nothing is connected."),
                 io.Float.Input("strength_model", default=1.0, **STRENGTH,
                                tooltip="How strongly the LoRA acts on the model; 0 leaves it as it is."),
                 io.Float.Input("strength_clip", default=1.0, **STRENGTH,

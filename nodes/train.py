@@ -98,7 +98,12 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
             stage_boundaries=prompts.boundaries,
         ),
         method=inputs["method"] or MethodConfig(),
-        lora=LoraConfig(rank=inputs["rank"], alpha=inputs["alpha"] or None, targets=inputs["targets"]),
+        lora=LoraConfig(
+            rank=inputs["rank"],
+            alpha=inputs["alpha"] or None,
+            targets=inputs["targets"],
+            text_encoder=inputs["text_encoder"],
+        ),
         optimizer=OptimizerConfig(
             learning_rate=inputs["learning_rate"], max_norm=inputs["max_norm"], average=inputs["average"]
         ),
@@ -268,4 +273,7 @@ def train_inputs() -> list[io.Input]:
         rare(io.Float.Input, "average", default=0.0, min=0.0, max=0.9999, step=0.01, round=0.0001,
              tooltip="Decay of a running average of the LoRA, which is then watched and saved instead of the "
              "last; 0.9 calms short runs with a high learning rate."),
+        rare(io.Boolean.Input, "text_encoder", default=False,
+             tooltip="Train a LoRA on the text encoder too, in the same file: what prompts mean changes "
+             "along. Load it with a node that takes CLIP as well."),
     ]  # fmt: skip

@@ -87,6 +87,8 @@ class LoraConfig:
     """The update is scaled by alpha / rank; None takes alpha = rank."""
     targets: str = "attention"
     """What is adapted: attention, attention+ff, or all (every linear layer)."""
+    text_encoder: bool = False
+    """Whether the text encoder is adapted too: what prompts mean is then trained along with the pictures."""
 
 
 @dataclass

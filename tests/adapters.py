@@ -1,10 +1,17 @@
-"""What the tests of adapters share: filling one with numbers, and asking the denoiser something fixed."""
+"""What the tests of adapters share: making one, filling it with numbers, asking the denoiser something."""
 
 from __future__ import annotations
 
 import torch
 
+from rlr_core import lora
+
 PROMPTS = ["a cat", "a dog"]
+
+
+def attach(model, **options):
+    """`lora.attach`, into the text encoder too for a model that is marked so."""
+    return lora.attach(model, **{"text_encoder": getattr(model, "text_encoder_too", False)} | options)
 
 
 def output(model, seed=0):

@@ -1,9 +1,10 @@
-"""Shared by the tests: one torch thread, and the two small families."""
+"""Shared by the tests: one torch thread, and the small models."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import TINY, load_tiny
 
 torch.set_num_threads(1)
 
@@ -16,15 +17,7 @@ def tiny_sd_folder(tmp_path_factory):
     return write_tiny_sd(tmp_path_factory.mktemp("models") / "sd")
 
 
-@pytest.fixture(params=["stable-diffusion", "tiny-flow"])
+@pytest.fixture(params=TINY)
 def tiny_model(request, tiny_sd_folder):
-    """A fresh tiny model of each family."""
+    """A fresh tiny model of each kind."""
     return load_tiny(request.param, tiny_sd_folder)
-
-
-def load_tiny(family: str, folder):
-    from tiny_flow import TinyFlow
-
-    from rlr_core.diffusion.models.loading import load_model
-
-    return TinyFlow() if family == "tiny-flow" else load_model(folder, device="cpu")

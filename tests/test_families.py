@@ -59,6 +59,15 @@ def test_shapes_and_types_are_those_of_the_protocol(model):
         model.latent_shape(model.default_size[0] + 1, model.default_size[1])
 
 
+def test_text_encoders_have_targets_and_names_in_files_like_the_denoiser(model):
+    assert model.text_encoders.keys() == model.text_prefixes.keys()
+    assert bool(model.text_encoders) == (not isinstance(model, TinyFlow))
+    if model.text_encoders:
+        assert model.text_targets.keys() == model.lora_targets.keys()
+    for prefixes in model.text_prefixes.values():
+        assert prefixes.keys() == model.lora_prefixes.keys()
+
+
 def test_the_output_depends_on_latents_time_and_prompt(model):
     x, rows = latents(model), model.encode_prompts(["a cat", "a cat"])
     output = model.denoise(x, 500.0, rows)

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from adapters import PROMPTS, fill, output
+from adapters import PROMPTS, attach, fill, output
 from tiny_flow import TinyFlow
+from tiny_models import TINY, load_tiny
 from tiny_sd import write_tiny_sd
 
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
-from rlr_core.lora import attach
 from rlr_core.lora.attach import attach_to, target_paths
+from rlr_core.lora.names import networks
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +22,24 @@ def folder(tmp_path_factory):
     return write_tiny_sd(tmp_path_factory.mktemp("tiny_sd"))
 
 
-@pytest.fixture(params=["stable-diffusion", "tiny-flow"])
+@pytest.fixture(params=TINY)
 def model(request, folder):
-    return load_model(folder, device="cpu") if request.param == "stable-diffusion" else TinyFlow()
+    return load_tiny(request.param, folder)
 
 
 @pytest.fixture
 def sd(folder):
     return load_model(folder, device="cpu")
+
+
+def modules_of(model):
+    """Every module of what an adapter can go into, by network and path."""
+    return {
+        (name, path): module
+        for name, network in networks(model).items()
+        for path, module in network.named_modules()
+        if path
+    }
 
 
 # --- attaching ---
@@ -44,26 +55,28 @@ def test_a_new_adapter_changes_nothing_bit_for_bit(model):
 
 def test_only_the_adapter_gets_gradients(model):
     adapter = fill(attach(model, rank=2, targets="all"))
-    trainable = {id(p) for p in model.denoiser.parameters() if p.requires_grad}
+    parameters = {p for module in modules_of(model).values() for p in module.parameters()}
+    trainable = {id(p) for p in parameters if p.requires_grad}
     assert trainable == {id(p) for p in adapter.parameters()}
     output(model).square().sum().backward()
-    for name, parameter in model.denoiser.named_parameters():
-        assert (parameter.grad is not None) == (id(parameter) in trainable), name
+    assert all((p.grad is not None) == (id(p) in trainable) for p in parameters)
     assert all(p.grad.abs().sum() > 0 for p in adapter.parameters())
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_the_adapter_is_float32_on_a_half_precision_base(folder, dtype):
     model = load_model(folder, device="cpu", dtype=dtype)
-    adapter = fill(attach(model, rank=2, targets="all"))
+    adapter = fill(attach(model, rank=2, targets="all", text_encoder=True))
     output(model).sum().backward()
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in adapter.parameters()} == {torch.float32}
-    assert {p.dtype for p in model.denoiser.parameters() if not p.requires_grad} == {model.dtype}
+    for network in (model.denoiser, model.text_encoder):
+        assert {p.dtype for p in network.parameters() if not p.requires_grad} == {model.dtype}
 
 
 def step_with_gradients(model, parameters):
     """Output, gradients of the latents and the parameters, and bytes of activations kept for them."""
+    networks = (model.denoiser, model.text_encoder)
     kept = {}
 
     def note(tensor):
@@ -75,15 +88,16 @@ def step_with_gradients(model, parameters):
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = model.denoise(latents, 401.0, rows)
     gradients = torch.autograd.grad(result.square().sum(), [latents, *parameters])
-    weights = {p.untyped_storage().data_ptr() for p in model.denoiser.parameters()}
+    weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
     return result, gradients, sum(size for place, size in kept.items() if place not in weights)
 
 
-def test_on_a_half_precision_base_the_adapter_keeps_no_float32_activations(folder):
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_on_a_half_precision_base_the_adapter_keeps_no_float32_activations(folder, text_encoder):
     """Bit for bit what peft computes, at a fraction of the memory that its casts hold."""
     model = load_model(folder, device="cpu", dtype="bf16")
     base = step_with_gradients(model, [])[2]
-    adapter = fill(attach(model, rank=1, targets="attention+ff"))
+    adapter = fill(attach(model, rank=1, targets="attention+ff", text_encoder=text_encoder))
     result, gradients, kept = step_with_gradients(model, adapter.parameters())
     for layer in adapter.layers.values():
         plain = torch.nn.Linear(layer.in_features, 1, bias=False)
@@ -126,7 +140,8 @@ def test_the_start_is_the_usual_one(model):
 
 def test_parameters_come_in_sorted_order(model):
     names = list(attach(model, rank=2, targets="all").named_parameters())
-    assert names == sorted(names) and len(names) > 8
+    assert len(names) > 8
+    assert names == sorted(names, key=lambda name: (name.startswith("text_encoder."), name))
 
 
 def test_the_named_targets_grow(model):
@@ -160,7 +175,7 @@ def test_a_modules_rank_is_its_own_even_if_its_path_ends_another():
     layers = torch.nn.ModuleDict({"out": torch.nn.Linear(8, 8), "other": torch.nn.Linear(8, 8)})
     denoiser = torch.nn.ModuleDict({"out": torch.nn.Linear(8, 8), "block": layers})
     wanted = {"block.other": (2, 2.0), "block.out": (2, 2.0), "out": (3, 5.0)}
-    adapter = attach_to(SimpleNamespace(denoiser=denoiser, name="toy"), wanted)
+    adapter = attach_to(SimpleNamespace(denoiser=denoiser, text_encoders={}, name="toy"), wanted)
     assert {path: (m.rank, m.alpha) for path, m in adapter.modules().items()} == wanted
 
 
@@ -181,6 +196,60 @@ def test_a_second_adapter_is_refused_and_leaves_the_first(model):
     with pytest.raises(UserError, match="already has an adapter; detach"):
         attach(model, rank=4)
     assert torch.equal(output(model), before) and len(adapter.layers) > 0
+
+
+# --- the text encoder ---
+
+
+def test_the_text_encoder_gets_a_lora_only_if_asked(sd):
+    assert not any(name.startswith("text") for name in attach(sd, rank=2, targets="all").layers)
+
+
+@pytest.mark.parametrize("targets, each", [("attention", 4), ("attention+ff", 6), ("all", 6)])
+def test_the_text_encoders_layers_come_after_the_denoisers_which_stay_as_they_are(sd, targets, each):
+    alone = attach(sd, rank=2, targets=targets, seed=3)
+    before = alone.state_dict()
+    alone.detach()
+    state = attach(sd, rank=2, targets=targets, seed=3, text_encoder=True).state_dict()
+    assert list(state)[: len(before)] == list(before)
+    assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+    added = list(state)[len(before) :]
+    assert added == sorted(added) and len(added) == 2 * 2 * each  # matrices, layers
+    assert all(name.startswith("text_encoder.text_model.encoder.layers.") for name in added)
+
+
+def test_a_list_of_endings_is_looked_for_in_both_networks(sd):
+    def adapted(endings):
+        adapter = attach(sd, rank=2, targets=endings, text_encoder=True)
+        found = {name.partition(".")[0] == "text_encoder" for name in adapter.layers}
+        adapter.detach()
+        return found
+
+    assert adapted(["to_q", "fc1"]) == {False, True}
+    assert adapted(["q_proj"]) == {True}
+    with pytest.raises(UserError, match=r"No layer of .* \(text_encoder\) is called to_q; .* q_proj"):
+        adapted(["to_q"])
+
+
+def test_a_family_without_a_text_encoder_refuses(folder):
+    with pytest.raises(UserError, match="tiny-flow-0 has no text encoder that can be trained"):
+        attach(TinyFlow(), rank=2, text_encoder=True)
+
+
+def test_a_text_encoder_is_taken_back_from_where_it_was_released_to(sd, monkeypatch):
+    moves = []
+    monkeypatch.setattr(type(sd.text_encoder), "to", lambda self, place: moves.append(str(place)) or self)
+    sd.release_text_encoders()
+    sd.device = torch.device("cpu:0")
+    monkeypatch.setattr(
+        torch.nn.ModuleDict, "to", lambda self, place: [m.to(place) for m in self.values()] and self
+    )
+    adapter = attach(sd, rank=2, text_encoder=True)
+    sd.release_text_encoders()  # it is needed at every step: it stays
+    assert moves == ["cpu", "cpu:0"]
+    adapter.detach()
+    sd.release_text_encoders()
+    assert moves == ["cpu", "cpu:0", "cpu"]
 
 
 # --- switching ---
@@ -218,14 +287,15 @@ def test_strength_scales_what_alpha_scales(model):
 
 
 def test_detaching_gives_the_model_back(model):
-    modules = dict(model.denoiser.named_modules())
+    modules = modules_of(model)
     base = output(model)
     adapter = fill(attach(model, rank=2, targets="all"))
+    assert modules_of(model) != modules
     adapter.detach()
-    assert dict(model.denoiser.named_modules()) == modules  # the very same objects, in the same order
+    assert list(modules_of(model).items()) == list(modules.items())  # the very same objects, in order
     assert torch.equal(output(model), base)
-    assert not any(p.requires_grad for p in model.denoiser.parameters())
-    assert not hasattr(model.denoiser, "peft_config")
+    assert not any(p.requires_grad for module in modules.values() for p in module.parameters())
+    assert not any(hasattr(module, "peft_config") for module in modules.values())
     assert attach(model, rank=3).parameters()
 
 

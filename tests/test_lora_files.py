@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 import torch
-from adapters import PROMPTS, fill, output
+from adapters import PROMPTS, attach, fill, output
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny_checkpoint import write_tiny_checkpoint
 from tiny_flow import TinyFlow
+from tiny_models import TINY, load_tiny
 from tiny_sd import write_tiny_sd
 
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
-from rlr_core.lora import apply_lora, attach, load_lora, save_lora
+from rlr_core.lora import apply_lora, load_lora, save_lora
 from rlr_core.lora.attach import attach_to, target_paths
+from rlr_core.lora.names import networks
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +28,9 @@ def folder(tmp_path_factory):
     return write_tiny_sd(tmp_path_factory.mktemp("tiny_sd"))
 
 
-@pytest.fixture(params=["stable-diffusion", "tiny-flow"])
+@pytest.fixture(params=TINY)
 def model(request, folder):
-    return load_model(folder, device="cpu") if request.param == "stable-diffusion" else TinyFlow()
+    return load_tiny(request.param, folder)
 
 
 @pytest.fixture
@@ -51,25 +55,66 @@ def test_lora_file_reloads_exactly(model, layout, tmp_path):
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 @pytest.mark.parametrize("targets", ["attention", "attention+ff", "all"])
-def test_lora_file_reloads_in_diffusers_exactly(folder, sd, layout, targets, tmp_path):
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_lora_file_reloads_in_diffusers_exactly(folder, sd, layout, targets, text_encoder, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    adapter = fill(attach(sd, rank=4, alpha=10, targets=targets))
+    adapter = fill(attach(sd, rank=4, alpha=10, targets=targets, text_encoder=text_encoder))
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    rows = sd.encode_prompts(PROMPTS)
-    base = pipeline.unet(latents, 401, rows["prompt"]).sample
+
+    def theirs():
+        with torch.no_grad():
+            prompts = pipeline.encode_prompt(PROMPTS, "cpu", 1, do_classifier_free_guidance=False)[0]
+            return prompts, pipeline.unet(latents, 401, prompts).sample
+
+    base_prompts, base = theirs()
     pipeline.load_lora_weights(adapter.save(tmp_path / "x.safetensors", layout))
-    theirs = pipeline.unet(latents, 401, rows["prompt"]).sample
-    assert torch.equal(theirs, sd.denoise(latents, 401.0, rows))
-    assert (theirs - base).norm() > 0.01 * base.norm()
+    prompts, tuned = theirs()
+    assert torch.equal(tuned, sd.denoise(latents, 401.0, sd.encode_prompts(PROMPTS)))
+    assert (tuned - base).norm() > 0.01 * base.norm()
+    assert ((prompts - base_prompts).norm() > 0.01 * base_prompts.norm()) == text_encoder
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
+@pytest.mark.parametrize("version", ["sd1", "sd2"])
+def test_the_text_encoder_of_a_checkpoint_file_reloads_exactly(version, layout, tmp_path):
+    """Also of Stable Diffusion 2, whose encoder is OpenCLIP's in the file and a CLIPTextModel here."""
+    write_tiny_checkpoint(tmp_path / "model.safetensors", version)
+    first, second = (load_model(tmp_path / "model.safetensors", device="cpu") for _ in range(2))
+    first.default_size = second.default_size = (64, 64)
+    base = output(first)
+    adapter = fill(attach(first, rank=4, alpha=10, text_encoder=True))
+    path = adapter.save(tmp_path / "x.safetensors", layout)
+    apply_lora(second, path)
+    assert torch.equal(output(second), output(first)) and not torch.equal(output(first), base)
+    starts = {"kohya": "lora_te_text_model_encoder_layers_", "diffusers": "text_encoder.text_model.encoder."}
+    text = [name for name in load_lora(path).modules if "_proj" in name]
+    assert len(text) == 2 * 4 and all(name.startswith(starts[layout]) for name in text)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [("lora_te_", "lora_te1_"), ("lora_te_text_model_", "lora_te_"), ("lora_te_text_model_", "lora_te1_"),
+     ("text_encoder.text_model.", "text_encoder.")],
+)  # fmt: skip
+def test_other_spellings_of_the_text_encoders_layers_are_read(folder, sd, old, new, tmp_path):
+    layout = "kohya" if old.startswith("lora") else "diffusers"
+    adapter = fill(attach(sd, rank=4, text_encoder=True))
+    path = adapter.save(tmp_path / "x.safetensors", layout)
+    state = {name.replace(old, new): tensor for name, tensor in load_file(path).items()}
+    assert state.keys() != load_file(path).keys()
+    save_file(state, tmp_path / "y.safetensors")
+    other = load_model(folder, device="cpu")
+    apply_lora(other, tmp_path / "y.safetensors")
+    assert torch.equal(output(other), output(sd))
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 def test_ranks_and_alphas_that_differ_between_modules_survive(folder, sd, layout, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    paths = target_paths(sd, "attention+ff")
+    paths = target_paths(sd, "attention+ff", text_encoder=True)
     adapter = fill(attach_to(sd, {path: (2 + i % 3, 1.0 + i % 2) for i, path in enumerate(paths)}))
     tuned = output(sd)
     path = adapter.save(tmp_path / "x.safetensors", layout)
@@ -79,9 +124,8 @@ def test_ranks_and_alphas_that_differ_between_modules_survive(folder, sd, layout
     assert {p: m.rank for p, m in again.modules().items()} == {p: 2 + i % 3 for i, p in enumerate(paths)}
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.load_lora_weights(path)
-    sd.denoiser, own = pipeline.unet, sd.denoiser
+    sd.denoiser, sd.text_encoder = pipeline.unet, pipeline.text_encoder
     assert torch.equal(output(sd), tuned)
-    sd.denoiser = own
 
 
 def test_kohya_names_are_those_that_comfyui_maps(sd, tmp_path):
@@ -196,10 +240,14 @@ def changed(sd, tmp_path, change, layout="kohya", targets="all"):
 
 def refused(sd, path):
     """The sentence with which the file is refused; the model must be untouched."""
-    modules = list(sd.denoiser.modules())
+
+    def modules():
+        return [module for network in networks(sd).values() for module in network.children()]
+
+    before = [list(module.modules()) for module in modules()]
     with pytest.raises(UserError) as caught:
         apply_lora(sd, path)
-    assert list(sd.denoiser.modules()) == modules
+    assert [list(module.modules()) for module in modules()] == before
     return str(caught.value)
 
 
@@ -236,12 +284,21 @@ def test_a_lora_of_another_model_is_refused_whole(sd, tmp_path):
 
 
 def test_text_encoder_parts_are_not_dropped_in_silence(sd, tmp_path):
-    def with_text(state):
-        key = "lora_te_text_model_encoder_layers_0_mlp_fc1"
-        down, up = torch.zeros(4, 8), torch.zeros(8, 4)
-        return state | {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+    def with_text(key, width):
+        down, up = torch.zeros(4, width), torch.zeros(32, 4)
+        return lambda state: state | {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
 
-    assert "also changes the text encoder (1 modules)" in refused(sd, changed(sd, tmp_path, with_text))
+    key = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    narrow = refused(sd, changed(sd, tmp_path, with_text(key, 8)))
+    assert "has shape [4, 8] instead of [4, 16]" in narrow
+    seventh = key.replace("layers_0", "layers_7")
+    assert f"no place for '{seventh}'" in refused(sd, changed(sd, tmp_path, with_text(seventh, 16)))
+    again = with_text("text_encoder.encoder.layers.0.mlp.fc1", 16)
+    twice = changed(sd, tmp_path, lambda state: with_text(key, 16)(again(state)))
+    assert "changes some modules twice" in refused(sd, twice)
+    text = changed(sd, tmp_path, lambda state: with_text(key, 16)({}))
+    message = refused(TinyFlow(), text)
+    assert "also changes a text encoder (1 modules), which tiny-flow-0 has no place for" in message
 
 
 def test_files_that_are_no_plain_lora_are_refused(sd, tmp_path):
@@ -290,3 +347,24 @@ def test_the_metadata_of_the_diffusers_layout_is_pefts(sd, tmp_path):
         settings = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (settings["unet.r"], settings["unet.lora_alpha"]) == (4, 10)
     assert settings["unet.target_modules"] == list(adapter.layers)
+    assert not any(key.startswith("text_encoder") for key in settings)
+
+
+def test_each_network_has_its_own_metadata_in_the_diffusers_layout(sd, tmp_path):
+    adapter = attach(sd, rank=4, alpha=10, text_encoder=True)
+    with safe_open(adapter.save(tmp_path / "x.safetensors", "diffusers"), "pt") as file:
+        settings = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert (settings["text_encoder.r"], settings["text_encoder.lora_alpha"]) == (4, 10)
+    text = [f"text_encoder.text_model.{path}" for path in settings["text_encoder.target_modules"]]
+    assert [*settings["unet.target_modules"], *text] == list(adapter.layers)
+
+
+def test_ranks_in_the_metadata_are_found_with_and_without_the_text_encoders_outermost_level(sd, tmp_path):
+    paths = target_paths(sd, "attention", text_encoder=True)
+    adapter = attach_to(sd, {path: (3 if path.endswith("1.self_attn.v_proj") else 2, 2.0) for path in paths})
+    with safe_open(adapter.save(tmp_path / "x.safetensors", "diffusers"), "pt") as file:
+        settings = json.loads(file.metadata()["lora_adapter_metadata"])
+    ((pattern, rank),) = settings["text_encoder.rank_pattern"].items()
+    assert rank == 3 and not settings["unet.rank_pattern"]
+    path = "encoder.layers.1.self_attn.v_proj"
+    assert all(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in (path, f"text_model.{path}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlr_core.config import EvaluationConfig, SamplerConfig, TrainConfig
+from rlr_core.config import EvaluationConfig, LoraConfig, SamplerConfig, TrainConfig
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
 from rlr_core.training.preflight import GIB, Need, check_memory, measure
@@ -32,6 +32,11 @@ def test_larger_pictures_and_no_checkpointing_need_more(make):
     saving = measure(make("c", gradient_checkpointing=True))
     assert 3 < large.step / plain.step < 6 and 3 < large.picture / plain.picture < 6
     assert saving.step < plain.step
+
+
+def test_an_adapted_text_encoder_is_part_of_the_need(make):
+    plain, both = measure(make("a")), measure(make("b", lora=LoraConfig(text_encoder=True)))
+    assert both.step > plain.step and both.picture == plain.picture
 
 
 def test_a_run_that_does_not_fit_is_refused_with_settings_that_would(make):

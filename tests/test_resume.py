@@ -8,11 +8,13 @@ import signal
 
 import pytest
 import torch
-from runs import rows, run, small_config, weights
+from runs import redness, rows, run, small_config, weights
+from tiny_models import load_tiny
 
 from rlr_core.config import config_from_dict
 from rlr_core.errors import UserError
 from rlr_core.training import run_folder
+from rlr_core.training.trainer import train
 
 fork = multiprocessing.get_context("fork")
 
@@ -118,6 +120,31 @@ def test_interrupted_run_keeps_its_last_whole_update_and_goes_on_bit_equal(metho
     assert (tmp_path / "broken" / "state" / "state.safetensors").exists()
     run(settings, resume=True)
     assert same(tmp_path / "broken", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["adaptive", "rlr"])
+def test_interrupted_run_that_trains_the_text_encoder_goes_on_bit_equal(method, tiny_sd_folder, tmp_path):
+    def train_sd(out, resume=False, on_event=None):
+        settings = small_config(tmp_path / out, method={"name": method}, steps=4, lora={"text_encoder": True})
+        model = load_tiny("stable-diffusion", tiny_sd_folder)
+        config = config_from_dict(settings)
+        return train(model, redness, config, resume=resume, on_event=on_event)
+
+    train_sd("whole")
+    seen = 0
+
+    def on_event(event):
+        nonlocal seen
+        seen += event.kind == "progress" and event.data["phase"] in ("rollout", "walk")
+        if seen == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sd("broken", on_event=on_event)
+    train_sd("broken", resume=True)
+    assert same(tmp_path / "broken", tmp_path / "whole")
+    text = [tensor for name, tensor in weights(tmp_path / "broken").items() if name.startswith("lora_te_")]
+    assert text and all(tensor.any() for tensor in text)
 
 
 def test_ctrl_c_ends_the_run_with_everything_saved(tmp_path):

@@ -8,11 +8,13 @@ import warnings
 import pytest
 import torch
 from tiny_sd import write_tiny_sd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlr_core.config import SamplerConfig
+from rlr_core.diffusion.chain import Noise
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
-from rlr_core.lora import attach
+from rlr_core.lora import apply_lora, attach
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +155,94 @@ def test_released_text_encoders_still_encode(model):
     assert torch.equal(model.encode_prompts(["a cat"])["prompt"], before)
 
 
+def test_prompts_are_token_ids_while_an_adapter_is_in_the_text_encoder(folders):
+    model = load_model(folders["epsilon"], device="cpu")
+    prompts = ["a photo of a cat", ""]
+    before = model.encode_prompts(prompts)
+    x = latents(2, 4, 8, 8)
+    output = model.denoise(x, 401.0, before)
+    adapter = attach(model, rank=2, text_encoder=True)
+    tokens = model.encode_prompts(prompts)
+    assert {name: (rows.shape, rows.dtype) for name, rows in tokens.items()} == {
+        "tokens": ((2, 16), torch.int64)
+    }
+    assert torch.equal(model.denoise(x, 401.0, tokens), output)
+    adapter.detach()
+    assert torch.equal(model.encode_prompts(prompts)["prompt"], before["prompt"])
+    attach(model, rank=2)
+    assert torch.equal(model.encode_prompts(prompts)["prompt"], before["prompt"])
+
+
+def test_a_step_with_an_adapted_text_encoder_never_waits_for_the_device(folders):
+    """No operation that needs a value on the CPU, forwards or backwards."""
+    model = load_model(folders["epsilon"], device="cpu")
+    adapter = attach(model, rank=2, text_encoder=True)
+    rows = model.encode_prompts(["a cat", "a dog"])
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            seen.add(operation.overloadpacket.__name__)
+            return operation(*args, **(kwargs or {}))
+
+    with Watch():
+        output = model.denoise(latents(2, 4, 8, 8), 401.0, rows)
+        torch.autograd.grad(output.sum(), adapter.parameters())
+    assert "embedding" in seen
+    assert not seen & {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
+
+
+def test_the_text_encoders_names_are_the_same_however_transformers_nests_it(folders):
+    """Older versions have the layers one level down."""
+
+    class Nested(torch.nn.Module):
+        def __init__(self, text_model):
+            super().__init__()
+            self.text_model = text_model
+
+        def forward(self, tokens):
+            return self.text_model(tokens)
+
+    state = {}
+    for nested in (False, True):
+        model = load_model(folders["epsilon"], device="cpu")
+        if nested:
+            inner = getattr(model.text_encoder, "text_model", model.text_encoder)
+            model.text_encoder = Nested(inner)
+        before = dict(model.text_encoder.named_modules())
+        adapter = attach(model, rank=2, text_encoder=True)
+        state[nested] = adapter.state_dict()
+        assert "tokens" in model.encode_prompts(["a cat"])
+        adapter.detach()
+        assert dict(model.text_encoder.named_modules()) == before
+    assert list(state[True]) == list(state[False])
+
+
+def test_pictures_with_an_adapted_text_encoder_are_those_of_diffusers_pipeline(folders, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    from rlr_core.sampling import sample
+
+    model = load_model(folders["epsilon"], device="cpu")
+    adapter = attach(model, rank=2, alpha=3, text_encoder=True)
+    for index, parameter in enumerate(adapter.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(index))
+    path = adapter.save(tmp_path / "x.safetensors")
+    adapter.detach()
+    sampler = SamplerConfig(steps=4, eta=0.0, guidance=4.0, height=16, width=16)
+    base = sample(model, ["a cat"], [3], sampler)
+    apply_lora(model, path)
+    ours = sample(model, ["a cat"], [3], sampler)
+    pipeline = StableDiffusionPipeline.from_pretrained(folders["epsilon"], local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(path)
+    start = Noise([3], model.latent_shape(16, 16)).initial()
+    theirs = pipeline("a cat", latents=start, num_inference_steps=4, output_type="pt", guidance_scale=4.0,
+                      height=16, width=16).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert (ours - base).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_sampling_without_noise_gives_the_picture_of_diffusers_pipeline(folders, prediction, guidance):
@@ -225,16 +315,32 @@ def saved_bytes_and_gradients(model, adapter):
 
     x = latents(2, 4, 16, 16).requires_grad_()
     rows = model.encode_prompts(["a cat", "a dog"])
-    weights = {p.untyped_storage().data_ptr() for n in (model.denoiser, model.vae) for p in n.parameters()}
+    networks = (model.denoiser, model.vae, model.text_encoder)
+    weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         score = model.decode(model.denoise(x, 301.0, rows)).square().mean()
     gradients = torch.autograd.grad(score, [x, *adapter.parameters()])
     return sum(size for place, size in kept.items() if place not in weights), gradients
 
 
-def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(folders):
+def test_gradient_checkpointing_keeps_the_text_encoders_activations_out_of_memory(folders):
+    """With an adapter in it, a step keeps a little more: the token ids and the embeddings."""
     model = load_model(folders["epsilon"], device="cpu")
-    adapter = attach(model, rank=2, targets="all")
+    kept = {}
+    for text_encoder in (False, True):
+        adapter = attach(model, rank=2, text_encoder=text_encoder)
+        for checkpointing in (False, True):
+            model.gradient_checkpointing(checkpointing)
+            kept[text_encoder, checkpointing] = saved_bytes_and_gradients(model, adapter)[0]
+        adapter.detach()
+    more = {way: kept[True, way] - kept[False, way] for way in (False, True)}
+    assert 0 <= more[True] < more[False] / 10
+
+
+@pytest.mark.parametrize("text_encoder", [False, True])
+def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(folders, text_encoder):
+    model = load_model(folders["epsilon"], device="cpu")
+    adapter = attach(model, rank=2, targets="all", text_encoder=text_encoder)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
     plain_bytes, plain = saved_bytes_and_gradients(model, adapter)

@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
-from runs import redness, small_config
+from runs import redness, small_config, weights
 from tiny_flow import TinyFlow
+from tiny_models import load_tiny
 
 from rlr_core.config import TrainConfig, config_from_dict
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
+from rlr_core.sampling import sample
 from rlr_core.training.advantages import advantages
 from rlr_core.training.evaluation import difference
 from rlr_core.training.trainer import train
@@ -55,6 +57,43 @@ def test_method_that_needs_a_gradient_refuses_a_black_box(method, tmp_path):
 
     with pytest.raises(UserError, match="needs a differentiable reward"):
         train_on(black_box, tmp_path / "run", method={"name": method})
+
+
+def trained_sd(folder, out, **changes):
+    model = load_tiny("stable-diffusion", folder)
+    config = config_from_dict(small_config(out, **changes))
+    return model, train(model, redness, config)
+
+
+@pytest.mark.parametrize("method", ["adaptive", "ddpo", "rlr", "zeroth_order"])
+def test_a_run_trains_the_text_encoder_if_asked(method, tiny_sd_folder, tmp_path):
+    settings = {"steps": 2, "method": {"name": method}}
+    _, plain = trained_sd(tiny_sd_folder, tmp_path / "plain", **settings)
+    model, both = trained_sd(tiny_sd_folder, tmp_path / "both", **settings, lora={"text_encoder": True})
+    ours, theirs = weights(tmp_path / "both"), weights(tmp_path / "plain")
+    text = {name: tensor for name, tensor in ours.items() if name.startswith("lora_te_")}
+    assert ours.keys() - theirs.keys() == text.keys() and len(text) == 3 * 2 * 4
+    assert all(tensor.any() for tensor in text.values())  # the second matrices start at zero
+    assert torch.equal(both.before.images, plain.before.images)  # the base model, either way
+    assert not torch.equal(both.after.images, plain.after.images)
+    assert both.metrics[-1]["kl"] > 0
+    with both.lora.adapter.disabled():
+        sampler = config_from_dict(small_config(tmp_path)).sampler
+        images = sample(model, both.before.prompts, both.before.seeds, sampler)
+    assert torch.equal(images[:2], both.before.images)
+
+
+def test_a_run_on_an_unreadable_prompt_leaves_no_adapter_behind(tiny_sd_folder, tmp_path):
+    model = load_tiny("stable-diffusion", tiny_sd_folder)
+    for text_encoder in (True, False):
+        settings = small_config(tmp_path / "run", prompts=[], lora={"text_encoder": text_encoder})
+        with pytest.raises(UserError, match="prompts must be a list"):
+            train(model, redness, config_from_dict(settings))
+
+
+def test_a_family_without_a_text_encoder_says_so(tmp_path):
+    with pytest.raises(UserError, match="has no text encoder that can be trained"):
+        train_on(redness, tmp_path / "run", lora={"text_encoder": True})
 
 
 def test_steps_out_of_a_black_boxs_reach_are_told(tmp_path):

@@ -6,13 +6,13 @@ import gc
 
 import pytest
 import torch
+from adapters import attach
 
 from rlr_core.config import MethodConfig, SamplerConfig
 from rlr_core.diffusion.chain import Chain, Noise, rollout
 from rlr_core.gradients.plan import Plan, draw_depths, survival
 from rlr_core.gradients.walk import Proximity, Signals, walk
 from rlr_core.gradients.zeroth_order import Perturbation
-from rlr_core.lora.attach import attach
 from rlr_core.training.estimator import Batch, Estimator, Scores
 from rlr_core.training.prompts import Prompt, PromptBook
 
@@ -61,6 +61,15 @@ def relative(found, expected):
     return float((difference / sum(b.square().sum() for b in expected)).sqrt())
 
 
+def by_network(adapter, tensors):
+    """A tensor per parameter, split into the denoiser's and the text encoder's."""
+    names = adapter.named_parameters()
+    parts = {"denoiser": [], "text encoder": []}
+    for name, tensor in zip(names, tensors, strict=True):
+        parts["text encoder" if name.startswith("text_encoder.") else "denoiser"].append(tensor)
+    return {part: tensors for part, tensors in parts.items() if tensors}
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_walk_equals_autograd_through_the_unrolled_chain(tiny_model, eta):
     chain, adapter, conditioning = make(tiny_model, eta=eta)
@@ -68,7 +77,13 @@ def test_walk_equals_autograd_through_the_unrolled_chain(tiny_model, eta):
     trajectory = rollout(chain, noise, conditioning)
     signals = Signals(torch.zeros(3), pathwise_start(tiny_model, trajectory.final))
     found = walk(chain, trajectory, adapter.parameters(), Plan.everywhere(chain.T, 3, 1.0), signals)
-    assert relative(found.gradient, unrolled_gradient(chain, adapter, conditioning, noise)) < 2e-5
+    found = by_network(adapter, found.gradient)
+    expected = by_network(adapter, unrolled_gradient(chain, adapter, conditioning, noise))
+    assert len(expected) == 1 + tiny_model.text_encoder_too
+    for part, gradient in expected.items():
+        error = relative(found[part], gradient)
+        print(f"{part}: relative error {error:.1e}")
+        assert sum(float(g.abs().sum()) for g in gradient) > 0 and error < 2e-5
 
 
 def test_walk_over_part_of_the_batch_is_the_sum_over_that_part(tiny_model):
@@ -209,6 +224,25 @@ def test_memory_of_an_update_grows_with_neither_steps_nor_depth_nor_window(tiny_
 
 
 # --- samples, perturbations, plans ---
+
+
+def test_perturbed_weights_estimate_the_slope_along_the_perturbation(tiny_model):
+    """Of each network by itself: with a text encoder, the perturbation must reach what prompts mean."""
+    chain, adapter, conditioning = make(tiny_model)
+    noise = noise_for(tiny_model)
+    expected = by_network(adapter, unrolled_gradient(chain, adapter, conditioning, noise))
+    for part, parameters in by_network(adapter, adapter.parameters()).items():
+        perturbation = Perturbation(parameters, seed=8, scale=3e-3)
+        rewards = {}
+        for sign in (1, -1):
+            perturbation.switch(sign)
+            rewards[sign] = score(tiny_model, rollout(chain, noise, conditioning).final)
+        perturbation.switch(0)
+        found = [torch.zeros_like(p) for p in parameters]
+        perturbation.add_gradient(found, rewards[1], rewards[-1])
+        directions = list(perturbation.directions())
+        slope = sum(float((g * d).sum()) for g, d in zip(expected[part], directions, strict=True))
+        assert relative(found, [slope * direction for direction in directions]) < 0.01
 
 
 def test_sample_does_not_depend_on_its_batch(tiny_model):

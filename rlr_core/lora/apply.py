@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
 from rlr_core.lora.attach import Adapter, attach_to
 from rlr_core.lora.formats import LoraFile, is_text_encoder, load_lora
+from rlr_core.lora.names import known_in_files
 
 
 def apply_lora(model: DiffusionModel, path: str | Path, strength: float = 1.0) -> Adapter:
@@ -38,17 +38,13 @@ def apply_lora(model: DiffusionModel, path: str | Path, strength: float = 1.0) -
 
 
 def _places(model: DiffusionModel, file: LoraFile, path: Path) -> dict[str, str]:
-    """Module path in the denoiser -> name in the file. Raises UserError if a name has no place."""
-    known = {}
-    for place, module in model.denoiser.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            known[model.lora_prefixes["kohya"] + place.replace(".", "_")] = place
-            known[model.lora_prefixes["diffusers"] + place] = place
+    """Name in the adapter -> name in the file. Raises UserError if a name has no place, or two have one."""
+    known = known_in_files(model)
     lost = [name for name in file.modules if name not in known]
     text = [name for name in lost if is_text_encoder(name)]
-    if text:
+    if text and not model.text_encoders:
         raise UserError(
-            f"{path} also changes the text encoder ({len(text)} modules), which cannot be applied here; "
+            f"{path} also changes a text encoder ({len(text)} modules), which {model.name} has no place for; "
             "use a LoRA of the denoiser alone."
         )
     if lost:
@@ -56,7 +52,10 @@ def _places(model: DiffusionModel, file: LoraFile, path: Path) -> dict[str, str]
             f"{path} was made for another model than {model.name}: it has no place for {lost[0]!r} "
             f"({len(lost)} of {len(file.modules)} modules); nothing was applied."
         )
-    return {known[name]: name for name in file.modules}
+    places = {known[name]: name for name in file.modules}
+    if len(places) < len(file.modules):
+        raise UserError(f"{path} changes some modules twice, under two names; nothing was applied.")
+    return places
 
 
 def _as_linear_or_conv(tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """LoRA files: written whole or not at all, read strictly, in the two layouts that the field uses.
 
 kohya      lora_unet_<module path with _>.lora_down.weight, .lora_up.weight and .alpha: ComfyUI and diffusers
-           load all of it, at the right strength.
+           load all of it, at the right strength. The text encoder's begin with lora_te_.
 diffusers  unet.<module path>.lora_A.weight and .lora_B.weight, alpha in the metadata: for diffusers only.
-           (ComfyUI knows no metadata and not all of these names: it would apply half of the file.)
+           (ComfyUI knows no metadata and not all of these names: it would apply half of the file.) The text
+           encoder's begin with text_encoder.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import torch
 from torch import Tensor
 
 from rlr_core.errors import UserError
+from rlr_core.lora.names import LEVEL, in_file, prefix, split
 
 if TYPE_CHECKING:
+    from rlr_core.diffusion.models.base import DiffusionModel
     from rlr_core.lora.attach import Adapter
 
 LAYOUTS = ("kohya", "diffusers")
@@ -73,21 +76,18 @@ def save_lora(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"A LoRA is saved as .safetensors; give {path.with_suffix('.safetensors')} instead.")
-    prefix = adapter.model.lora_prefixes[layout]
     modules = _with_one_alpha(adapter.modules())
+    down, up = ("lora_down", "lora_up") if layout == "kohya" else ("lora_A", "lora_B")
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
+        key = in_file(adapter.model, name, layout)
+        tensors[f"{key}.{down}.weight"] = module.down.to(dtype).contiguous()
+        tensors[f"{key}.{up}.weight"] = module.up.to(dtype).contiguous()
         if layout == "kohya":
-            key = prefix + name.replace(".", "_")
-            names = (f"{key}.lora_down.weight", f"{key}.lora_up.weight")
             tensors[f"{key}.alpha"] = torch.tensor(module.alpha, dtype=torch.float32)
-        else:
-            names = (f"{prefix}{name}.lora_A.weight", f"{prefix}{name}.lora_B.weight")
-        for key, tensor in zip(names, (module.down, module.up), strict=True):
-            tensors[key] = tensor.to(dtype).contiguous()
     header = _header(adapter, modules, metadata or {})
     if layout == "diffusers":
-        header[DIFFUSERS_METADATA] = json.dumps(_peft_settings(modules, prefix))
+        header[DIFFUSERS_METADATA] = json.dumps(_peft_settings(adapter.model, modules))
     write_tensors(tensors, path, header)
     return path
 
@@ -167,17 +167,24 @@ def _header(
     return header | {f"rlr_{key}": str(value) for key, value in metadata.items()}
 
 
-def _peft_settings(modules: Mapping[str, LoraModule], prefix: str) -> dict[str, object]:
-    """peft's LoraConfig for these modules, each key prefixed as diffusers does ('unet.r')."""
-    rank = Counter(module.rank for module in modules.values()).most_common(1)[0][0]
-    settings = {
-        "r": rank,
-        "lora_alpha": _alpha(modules),
-        "rank_pattern": {f"^{name}": m.rank for name, m in modules.items() if m.rank != rank},
-        "alpha_pattern": {},
-        "target_modules": sorted(modules),
-    }
-    return {prefix + key: value for key, value in settings.items()}
+def _peft_settings(model: DiffusionModel, modules: Mapping[str, LoraModule]) -> dict[str, object]:
+    """peft's LoraConfig of each network, its keys prefixed as diffusers does ('unet.r')."""
+    parts: dict[str, dict[str, LoraModule]] = {}
+    for name, module in modules.items():
+        network, path = split(model, name)
+        parts.setdefault(network, {})[path.removeprefix(LEVEL)] = module  # peft takes endings of paths too
+    settings: dict[str, object] = {}
+    for network, part in parts.items():
+        start, anchor = prefix(model, network, "diffusers"), "" if network else "^"
+        rank = Counter(module.rank for module in part.values()).most_common(1)[0][0]
+        settings |= {
+            f"{start}r": rank,
+            f"{start}lora_alpha": _alpha(modules),
+            f"{start}rank_pattern": {f"{anchor}{p}": m.rank for p, m in part.items() if m.rank != rank},
+            f"{start}alpha_pattern": {},
+            f"{start}target_modules": sorted(part),
+        }
+    return settings
 
 
 def _diffusers_alphas(metadata: Mapping[str, str], names: Mapping[str, object]) -> dict[str, float]:

@@ -125,10 +125,14 @@ class Trainer:
         self.width = config.sampler.width or model.default_size[1]
         self.latent_shape = model.latent_shape(self.height, self.width)
         self.chain = Chain(model, model.schedule(config.sampler), config.sampler.guidance)
-        self.batches, held_out = self._prompts()
 
         lora = config.lora
-        self.adapter = attach(model, lora.rank, lora.alpha, lora.targets, config.seed)
+        self.adapter = attach(model, lora.rank, lora.alpha, lora.targets, config.seed, lora.text_encoder)
+        try:
+            self.batches, held_out = self._prompts()  # encoded as the adapter wants them
+        except BaseException:
+            self.adapter.detach()
+            raise
         model.gradient_checkpointing(config.gradient_checkpointing)
         parameters = self.adapter.parameters()
         self.ascent = Ascent(parameters, config.optimizer, config.steps)

@@ -1,6 +1,7 @@
 """A LoRA that was trained through the nodes, in stock CheckpointLoaderSimple + LoraLoader + KSampler.
 
-On a thin checkpoint of Stable Diffusion 1.5's shape; what the LoRA does is compared with diffusers' network.
+On a thin checkpoint of Stable Diffusion 1.5's shape; what the LoRA does to the denoiser and to the text
+encoder is compared with diffusers' and transformers' networks.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ TIME = 500
 
 @pytest.fixture(scope="module")
 def trained(pack, base):
-    """(LORA_MODEL, file name, diffusers' UNet): two updates with alpha other than rank, on every layer."""
+    """(LORA_MODEL, file name, {prefix in it: network}): two updates, alpha other than rank, on every layer.
+
+    The networks are diffusers' UNet and transformers' text encoder.
+    """
     from comfy_process import execute_in
 
-    unet = write_checkpoint(base / "models/checkpoints" / NAME)
+    unet, text = write_checkpoint(base / "models/checkpoints" / NAME)
     run = execute_in(pack)
     (model,) = run("RLR_LoadCheckpoint", checkpoint=NAME)
     (prompts,) = run("RLR_Prompts", text="a red circle\na dog")
@@ -28,22 +32,26 @@ def trained(pack, base):
     lora, *_ = run(
         "RLR_Train", model=model, prompts=prompts, reward=reward, run_name="thin", steps=2, batch=2,
         samples_per_prompt=2, sampler_steps=2, guidance=2.0, width=64, height=64, rank=2, alpha=5.0,
-        targets="all", learning_rate=0.05, evaluation_samples=2,
+        targets="all", text_encoder=True, learning_rate=0.05, evaluation_samples=2,
     )  # fmt: skip
     run("RLR_SaveLoRA", lora=lora, name="thin")
     import folder_paths
 
     folder_paths.add_model_folder_path("loras", str(base / "output/loras"))  # as main.py does
-    return lora, "thin.safetensors", unet
+    return lora, "thin.safetensors", {"lora_unet_": unet, "lora_te_text_model_": text}
 
 
 @pytest.fixture(scope="module")
 def stock(trained):
-    """MODEL and CLIP of CheckpointLoaderSimple."""
+    """MODEL and CLIP of CheckpointLoaderSimple, the CLIP in float32, so that nothing of a LoRA is rounded."""
+    from comfy.cli_args import args
+
     import nodes
 
+    usual, args.fp32_text_enc = args.fp32_text_enc, True
     with torch.inference_mode():
         model, clip, _ = nodes.CheckpointLoaderSimple().load_checkpoint(NAME)
+    args.fp32_text_enc = usual
     return model, clip
 
 
@@ -63,37 +71,116 @@ def in_diffusers(unet, x, context):
         return unet(x, torch.tensor([TIME]), encoder_hidden_states=context).sample
 
 
-def with_lora(unet, lora):
-    """A copy of the network with alpha / rank * up down added to its weights, by the names in the file."""
+def with_lora(networks, lora):
+    """Copies of the networks with alpha / rank * up down added to their weights, by the names in the file."""
     import copy
 
-    unet = copy.deepcopy(unet)
-    places = {f"lora_unet_{path.replace('.', '_')}": module for path, module in unet.named_modules()}
+    networks = copy.deepcopy(networks)
+    places = {
+        prefix + path.removeprefix("text_model.").replace(".", "_"): module
+        for prefix, network in networks.items()
+        for path, module in network.named_modules()
+    }
     for key in [key for key in lora if key.endswith(".lora_up.weight")]:
         name = key.removesuffix(".lora_up.weight")
         up, down = lora[key], lora[f"{name}.lora_down.weight"]
         change = float(lora[f"{name}.alpha"]) / down.shape[0] * (up.flatten(1) @ down.flatten(1))
         places[name].weight.data += change.view_as(places[name].weight)
-    return unet
+    return networks
 
 
-def test_stock_nodes_load_all_of_it_with_the_effect_it_has_in_diffusers(trained, stock, caplog):
+def told_in_comfyui(clip, prompt):
+    """What stock CLIPTextEncode tells the denoiser, [1, 77, 768]."""
     import nodes
 
-    lora, file, unet = trained
+    with torch.inference_mode():
+        ((conditioning,),) = nodes.CLIPTextEncode().encode(clip, prompt)
+        return conditioning[0].float().clone()
+
+
+def told_in_transformers(text, clip, prompt):
+    """The same by transformers' network, for ComfyUI's tokens."""
+    (tokens,) = clip.tokenize(prompt)["l"]
+    with torch.no_grad():
+        return text(torch.tensor([[token for token, _ in tokens]]))[0]
+
+
+def relative(theirs, ours, what):
+    """|theirs - ours| / |ours|, also printed."""
+    error = float((theirs - ours).norm() / ours.norm())
+    print(f"{what}: relative error {error:.1e}, size {float(ours.norm()):.3g}")
+    return error
+
+
+@pytest.fixture(scope="module")
+def tuned(trained, stock):
+    """MODEL and CLIP of LoraLoader, with what it logged."""
+    import nodes
+
+    said = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    with torch.inference_mode():
+        model, clip = nodes.LoraLoader().load_lora(*stock, trained[1], 1.0, 1.0)
+    logging.getLogger().removeHandler(handler)
+    return model, clip, said
+
+
+def test_stock_nodes_load_all_of_it_with_the_effect_it_has_in_diffusers(trained, stock, tuned):
+    lora, _, networks = trained
     ranks = {value.shape[0] for key, value in lora.items() if key.endswith("lora_down.weight")}
     alphas = {float(value) for key, value in lora.items() if key.endswith(".alpha")}
     assert ranks == {2} and alphas == {5.0}
-    x, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 768)
-    with caplog.at_level(logging.WARNING), torch.inference_mode():
-        model, _ = nodes.LoraLoader().load_lora(*stock, file, 1.0, 1.0)
-    assert not [m for m in caplog.messages if "not loaded" in m.lower()]
+    assert sum(key.startswith("lora_te_") for key in lora) == 3 * 12 * 6
+    assert not [message for message in tuned[2] if "not loaded" in message.lower()]
 
-    ours = in_diffusers(with_lora(unet, lora), x, context) - in_diffusers(unet, x, context)
-    theirs = in_comfyui(model, x, context) - in_comfyui(stock[0], x, context)
-    error = float((theirs - ours).norm() / ours.norm())
-    print(f"effect of the LoRA: relative error {error:.1e}, size {float(ours.norm()):.3g}")
-    assert ours.norm() > 0.1 and error < 1e-3
+    x, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 768)
+    unets = networks["lora_unet_"], with_lora(networks, lora)["lora_unet_"]
+    base, changed = (in_diffusers(unet, x, context) for unet in unets)
+    theirs = in_comfyui(tuned[0], x, context) - in_comfyui(stock[0], x, context)
+    assert (changed - base).norm() > 0.1
+    assert relative(theirs, changed - base, "effect on the denoiser") < 1e-3
+
+
+def test_the_text_encoders_part_has_the_effect_it_has_in_transformers(trained, stock, tuned):
+    lora, _, networks = trained
+    key = "lora_te_text_model_"
+    texts = networks[key], with_lora(networks, lora)[key]
+    base, changed = (told_in_transformers(text, stock[1], "a red dog") for text in texts)
+    their_base, their_changed = (told_in_comfyui(clip, "a red dog") for clip in (stock[1], tuned[1]))
+    assert relative(their_base, base, "the text encoder itself") < 1e-4
+    assert (changed - base).norm() > 0.01 * base.norm()
+    assert relative(their_changed - their_base, changed - base, "effect on the text encoder") < 1e-3
+
+
+def test_both_parts_together_have_the_effect_they_have_in_diffusers(trained, stock, tuned):
+    lora, _, networks = trained
+    x = torch.randn(1, 4, 16, 16)
+    ours = []
+    for pair in (networks, with_lora(networks, lora)):
+        told = told_in_transformers(pair["lora_te_text_model_"], stock[1], "a red dog")
+        ours.append(in_diffusers(pair["lora_unet_"], x, told))
+    theirs = [in_comfyui(m, x, told_in_comfyui(clip, "a red dog")) for m, clip in (stock, tuned[:2])]
+    assert relative(theirs[1] - theirs[0], ours[1] - ours[0], "effect of both parts") < 1e-3
+
+
+def test_the_text_encoder_of_stable_diffusion_2_is_called_as_comfyui_calls_it(pack, tmp_path):
+    import comfy.lora
+    from comfy.text_encoders.sd2_clip import SD2ClipModel
+    from tiny_checkpoint import write_tiny_checkpoint
+
+    from rlr_core.diffusion.models.loading import load_model
+    from rlr_core.lora import attach, load_lora
+
+    write_tiny_checkpoint(tmp_path / "sd2.safetensors", "sd2")
+    model = load_model(tmp_path / "sd2.safetensors", device="cpu")
+    file = load_lora(attach(model, rank=2, text_encoder=True).save(tmp_path / "lora.safetensors"))
+    places = comfy.lora.model_lora_keys_clip(SD2ClipModel(device="meta"), {})
+    layer = "text_model.encoder.layers.1.self_attn.out_proj"
+    assert f"lora_te_{layer.replace('.', '_')}" in file.modules
+    assert places[f"lora_te_{layer.replace('.', '_')}"] == f"clip_h.transformer.{layer}.weight"
+    assert {name for name in file.modules if name.startswith("lora_te_")} <= places.keys()
 
 
 def sampled(model, clip):
@@ -110,13 +197,12 @@ def sampled(model, clip):
     return out["samples"].clone()
 
 
-def test_a_part_of_the_steps_is_the_stock_lora_there_and_nothing_elsewhere(trained, stock, run):
-    import nodes
-
-    lora, file, _ = trained
+def test_a_part_of_the_steps_is_the_stock_lora_there_and_nothing_elsewhere(
+    trained, stock, tuned, run, caplog
+):
+    lora, *_ = trained
     model, clip = stock
-    with torch.inference_mode():
-        whole = sampled(*nodes.LoraLoader().load_lora(model, clip, file, 1.0, 1.0))
+    whole = sampled(*tuned[:2])
     without = sampled(model, clip)
     same = {"model": model, "clip": clip, "lora": lora}
     size = (whole - without).norm()
@@ -126,9 +212,29 @@ def test_a_part_of_the_steps_is_the_stock_lora_there_and_nothing_elsewhere(train
     assert (sampled(*nearly_all) - whole).norm() < 1e-2 * size
     first_half = sampled(*run("RLR_ApplyLoRA", **same, end_percent=0.5))
     assert (first_half - whole).norm() > 0.01 * size and (first_half - without).norm() > 0.01 * size
-    between_two_steps = run("RLR_ApplyLoRA", **same, start_percent=0.4, end_percent=0.6)
-    assert torch.equal(sampled(*between_two_steps), without)
+    between_two_steps, told = run("RLR_ApplyLoRA", **same, start_percent=0.4, end_percent=0.6)
+    assert torch.equal(sampled(between_two_steps, clip), without)
+    assert torch.equal(told_in_comfyui(told, "a dog"), told_in_comfyui(tuned[1], "a dog"))
     assert torch.equal(sampled(model, clip), without), "the stock model itself was changed"
+    assert not [message for message in caplog.messages if "not loaded" in message.lower()]
+
+
+def test_without_a_clip_only_the_denoisers_part_is_applied(trained, stock, run, caplog):
+    import nodes
+
+    lora, file, _ = trained
+    model, clip = stock
+    with torch.inference_mode():
+        (expected,) = nodes.LoraLoaderModelOnly().load_lora_model_only(model, file, 1.0)
+    caplog.clear()
+    ours, no_clip = run("RLR_ApplyLoRA", model=model, lora=lora)
+    part, _ = run("RLR_ApplyLoRA", model=model, lora=lora, end_percent=0.99)
+    assert no_clip is None
+    expected = sampled(expected, clip)
+    assert torch.equal(sampled(ours, clip), expected)
+    size = (expected - sampled(model, clip)).norm()
+    assert (sampled(part, clip) - expected).norm() < 1e-2 * size
+    assert not [message for message in caplog.messages if "not loaded" in message.lower()]
 
 
 def test_a_lora_of_another_model_is_refused_for_a_part_of_the_steps(trained, stock, run):

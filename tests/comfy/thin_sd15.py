@@ -30,8 +30,8 @@ VAE = {
 }
 
 
-def write_checkpoint(path: Path, unet: dict[str, Any] | None = None) -> Any:
-    """Write the file; returns the diffusers UNet that it was made of, in float32."""
+def write_checkpoint(path: Path, unet: dict[str, Any] | None = None) -> tuple[Any, Any]:
+    """Write the file; returns the UNet and text encoder that it was made of, its values in float32."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import save_file
     from tiny_checkpoint import ldm_unet, ldm_vae
@@ -44,7 +44,7 @@ def write_checkpoint(path: Path, unet: dict[str, Any] | None = None) -> Any:
         text = CLIPTextModel(
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                            num_attention_heads=12, hidden_act="quick_gelu")
-        )  # fmt: skip
+        ).eval().half().float()  # fmt: skip
     state = {f"model.diffusion_model.{name}": value for name, value in ldm_unet(network).items()}
     state |= {f"first_stage_model.{name}": value for name, value in ldm_vae(vae).items()}
     prefix = "cond_stage_model.transformer.text_model."
@@ -52,4 +52,4 @@ def write_checkpoint(path: Path, unet: dict[str, Any] | None = None) -> Any:
         state[prefix + name.removeprefix("text_model.")] = value
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.half().contiguous() for name, value in state.items()}, path)
-    return network
+    return network, text

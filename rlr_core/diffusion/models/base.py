@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlr_core.config import SamplerConfig
 
 Rows = dict[str, Tensor]
-"""Encoded prompts: named tensors whose first dimension is the prompt."""
+"""Prompts as `encode_prompts` gives them: named tensors whose first dimension is the prompt."""
 
 
 class DiffusionModel(ABC):
@@ -42,6 +42,16 @@ class DiffusionModel(ABC):
     'attention', 'attention+ff' and 'all'."""
     lora_prefixes: dict[str, str]
     """How this family's keys begin in files: {'kohya': 'lora_unet_', 'diffusers': 'unet.'}."""
+    text_targets: dict[str, Sequence[str]] = {}
+    """As `lora_targets`, for the text encoders; empty where they take no adapter."""
+    text_prefixes: dict[str, dict[str, Sequence[str]]] = {}
+    """As `lora_prefixes`, for each of `text_encoders`; several beginnings are read, the first is written:
+    {'text_encoder': {'kohya': ['lora_te_'], 'diffusers': ['text_encoder.']}}."""
+
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """The text encoders that an adapter can go into, by name; their module paths are those in files."""
+        return {}
 
     @property
     def architecture(self) -> str:
@@ -60,10 +70,14 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Rows:
-        """Encode N prompts: named tensors [N, ...] on the device. '' is the unconditional prompt."""
+        """Encode N prompts: named tensors [N, ...] on the device. '' is the unconditional prompt.
+
+        While an adapter is in a text encoder, what comes out of it depends on the adapter: the rows are then
+        token ids, which `denoise` encodes every time.
+        """
 
     def release_text_encoders(self) -> None:  # noqa: B027 - a family without text encoders has nothing to do
-        """Move text encoders off the accelerator once every prompt is encoded."""
+        """Move text encoders off the accelerator once every prompt is encoded; not those with an adapter."""
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
@@ -96,3 +110,8 @@ class DiffusionModel(ABC):
                          "disable_gradient_checkpointing", None)
         if toggle is not None:
             toggle()
+
+
+def has_adapter(network: nn.Module) -> bool:
+    """Whether there is a LoRA in the network."""
+    return any(hasattr(module, "lora_A") for module in network.modules())

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rlr_core.diffusion import kernels
 from rlr_core.diffusion.models import ldm_checkpoint, single_file
-from rlr_core.diffusion.models.base import DiffusionModel, Rows
+from rlr_core.diffusion.models.base import DiffusionModel, Rows, has_adapter
 from rlr_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ PIPELINE = "StableDiffusionPipeline"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 PROJECTIONS = ("proj_in", "proj_out", "time_emb_proj")
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_FEED_FORWARD = ("fc1", "fc2")
 ENCODE_BATCH = 32  # prompts per pass of the text encoder
 
 
@@ -38,6 +41,14 @@ class StableDiffusion(DiffusionModel):
         "all": ATTENTION + FEED_FORWARD + PROJECTIONS,
     }
     lora_prefixes = {"kohya": "lora_unet_", "diffusers": "unet."}
+    text_targets = {
+        "attention": TEXT_ATTENTION,
+        "attention+ff": TEXT_ATTENTION + TEXT_FEED_FORWARD,
+        "all": TEXT_ATTENTION + TEXT_FEED_FORWARD,
+    }
+    text_prefixes = {
+        "text_encoder": {"kohya": ("lora_te_", "lora_te1_"), "diffusers": ("text_encoder.",)},
+    }
 
     def __init__(
         self,
@@ -62,6 +73,7 @@ class StableDiffusion(DiffusionModel):
         self.scheduler_config = dict(scheduler_config)
         self.latent_scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent, each way
         self.default_size = _square(unet.config.sample_size, self.latent_scale)
+        self.checkpointing = False
 
     @property
     def architecture(self) -> str:
@@ -92,25 +104,38 @@ class StableDiffusion(DiffusionModel):
     def encode_prompts(self, prompts: Sequence[str]) -> Rows:
         """{'prompt': [N, L, D]}: the text encoder's last hidden states, as diffusers' pipeline feeds them.
 
-        Prompts longer than the encoder's L tokens are cut, with a warning.
+        {'tokens': [N, L]}, integers, while an adapter is in the text encoder. Prompts longer than its L
+        tokens are cut, with a warning.
         """
         self._warn_of_long(prompts)
-        encoder = self.text_encoder.to(self.device)
-        rows = []
-        for start in range(0, len(prompts), ENCODE_BATCH):
-            tokens = self.tokenizer(
-                list(prompts[start : start + ENCODE_BATCH]),
-                padding="max_length",
-                max_length=self.prompt_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids  # [n, L]
-            with torch.no_grad():
-                rows.append(encoder(tokens.to(self.device))[0])
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.prompt_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids.to(self.device)
+        if has_adapter(self.text_encoder):
+            return {"tokens": tokens}
+        self.text_encoder.to(self.device)
+        with torch.no_grad():
+            rows = [self._encode(some) for some in tokens.split(ENCODE_BATCH)]
         return {"prompt": torch.cat(rows)}
 
+    def _encode(self, tokens: Tensor) -> Tensor:
+        """Last hidden states [N, L, D] of token ids [N, L]; differentiable in the adapter."""
+        return self.text_encoder(tokens)[0]
+
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """The CLIP encoder with its layers under 'text_model.', as in files; newer transformers drop that."""
+        encoder = self.text_encoder
+        nested = hasattr(encoder, "text_model")
+        return {"text_encoder": encoder if nested else nn.ModuleDict({"text_model": encoder})}
+
     def release_text_encoders(self) -> None:
-        self.text_encoder.to("cpu")
+        if not has_adapter(self.text_encoder):
+            self.text_encoder.to("cpu")
 
     def _warn_of_long(self, prompts: Sequence[str]) -> None:
         lengths = [len(ids) for ids in self.tokenizer(list(prompts), verbose=False).input_ids]
@@ -153,14 +178,23 @@ class StableDiffusion(DiffusionModel):
         return kernels.with_last_step_noise(steps, sampler.last_step_noise)
 
     def denoise(self, latents: Tensor, timestep: float, conditioning: Rows) -> Tensor:
-        """eps or v [B, 4, h, w], float32; conditioning['prompt']: [B, L, D]."""
+        """eps or v [B, 4, h, w], float32; conditioning['prompt']: [B, L, D], or ['tokens']: [B, L]."""
         output = self.denoiser(
             latents.to(self.dtype),
             latents.new_full((latents.shape[0],), timestep),  # filled on the device: no wait for the GPU
-            encoder_hidden_states=conditioning["prompt"],
+            encoder_hidden_states=self._told(conditioning),
             return_dict=False,
         )[0]
         return output.float()
+
+    def _told(self, conditioning: Rows) -> Tensor:
+        """Encoded prompts [B, L, D]. Token ids are encoded as the adapter is now."""
+        if "prompt" in conditioning:
+            return conditioning["prompt"]
+        tokens = conditioning["tokens"]
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._encode, tokens, use_reentrant=False, preserve_rng_state=False)
+        return self._encode(tokens)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, 8 h, 8 w] of latents [B, 4, h, w]."""
@@ -169,7 +203,8 @@ class StableDiffusion(DiffusionModel):
         return pixels.float() / 2 + 0.5
 
     def gradient_checkpointing(self, enabled: bool) -> None:
-        """Of the UNet and of the autoencoder, whose decoder needs the most memory of all."""
+        """Of the UNet, of the text encoder, and of the autoencoder, whose decoder needs the most memory."""
+        self.checkpointing = enabled  # the text encoder as one piece: its turn comes when the UNet's is over
         for network in (self.denoiser, self.vae):
             if enabled:
                 network.enable_gradient_checkpointing()
