@@ -268,8 +268,9 @@ def train_inputs() -> list[io.Input]:
         rare(io.Boolean.Input, "stop_when_judge_drops", default=False,
              tooltip="Stop when the judge falls significantly below its best, and keep the LoRA of the "
              "best."),
-        rare(io.Float.Input, "max_norm", default=1.0, min=0.0, max=1000.0, step=0.05,
-             tooltip="Gradients longer than this are shortened to it; 0 leaves them as they are."),
+        rare(io.Float.Input, "max_norm", default=1.0, min=0.0, max=1000.0, step=0.01, round=0.0001,
+             tooltip="Gradients longer than this are shortened to it; 0 leaves them as they are. When a run "
+             "walks off, set it to the usual gradient/norm of its metrics.jsonl."),
         rare(io.Float.Input, "average", default=0.0, min=0.0, max=0.9999, step=0.01, round=0.0001,
              tooltip="Decay of a running average of the LoRA, which is then watched and saved instead of the "
              "last; 0.9 calms short runs with a high learning rate."),
