@@ -38,15 +38,15 @@ class MethodNode(Node):
             inputs=[
                 io.Combo.Input(
                     "method", options=NAMES, default=default.name,
-                    tooltip="adaptive: both estimators at every step, mixed by their noise (the default). rlr: "
-                    "the paper's. full: back-propagation through every step (DRaFT). truncated: through the "
-                    "last K (DRaFT-K, AlignProp). likelihood_ratio: REINFORCE. ddpo: with PPO's clip. "
+                    tooltip="adaptive: both estimators at every step, mixed by their noise; the default. "
+                    "rlr: the paper's. full: back-propagation through every step (DRaFT). truncated: "
+                    "through the last K (DRaFT-K, AlignProp). likelihood_ratio: REINFORCE. ddpo: with PPO's clip. "
                     "zeroth_order: perturbed weights, rewards only.",
                 ),
                 io.Float.Input("kl", default=default.kl, min=0.0, max=100.0, step=0.001,
                                tooltip="Weight of the KL divergence to the base model: holds the model back "
                                "from pleasing the reward at any price. Try 0.01."),
-                io.Float.Input("budget", default=default.budget, min=0.02, max=1.0, step=0.05,
+                io.Float.Input("budget", default=default.budget, min=0.05, max=1.0, step=0.05,
                                tooltip="adaptive: share of the steps that is walked back on average; less is "
                                "faster and noisier."),
                 io.Int.Input("depth_K", default=default.depth, min=1, max=1000,

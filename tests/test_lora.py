@@ -13,6 +13,7 @@ from tiny_sd import write_tiny_sd
 
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
+from rlr_core.lora.apply import apply_lora
 from rlr_core.lora.attach import attach_to, target_paths
 from rlr_core.lora.names import networks
 
@@ -190,11 +191,14 @@ def test_targets_that_match_nothing_show_what_there_is(sd):
         attach(sd, alpha=0)
 
 
-def test_a_second_adapter_is_refused_and_leaves_the_first(model):
+def test_a_second_adapter_is_refused_and_leaves_the_first(model, tmp_path):
     adapter = fill(attach(model, rank=2))
     before = output(model)
     with pytest.raises(UserError, match="already has an adapter; detach"):
         attach(model, rank=4)
+    file = adapter.save(tmp_path / "same.safetensors")
+    with pytest.raises(UserError, match="already has an adapter; detach"):
+        apply_lora(model, file)
     assert torch.equal(output(model), before) and len(adapter.layers) > 0
 
 

@@ -64,6 +64,11 @@ class Method:
     def check(self, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
         """Raise UserError where the settings cannot work with this sampler."""
         T = sampler.steps
+        if self.name == "zeroth_order" and options.kl > 0:
+            raise UserError(
+                "Method 'zeroth_order' only sees rewards, and method.kl cannot act: set it to 0, or choose "
+                "another method."
+            )
         if self.noise and sampler.eta == 0 and sampler.last_step_noise == 0:
             raise UserError(
                 f"Method {self.name!r} learns from the sampler's noise and sampler.eta is 0: set sampler.eta "

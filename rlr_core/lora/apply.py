@@ -8,7 +8,7 @@ import torch
 
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
-from rlr_core.lora.attach import Adapter, attach_to
+from rlr_core.lora.attach import Adapter, attach_to, check_free
 from rlr_core.lora.formats import LoraFile, is_text_encoder, load_lora
 from rlr_core.lora.names import known_in_files
 
@@ -16,8 +16,10 @@ from rlr_core.lora.names import known_in_files
 def apply_lora(model: DiffusionModel, path: str | Path, strength: float = 1.0) -> Adapter:
     """Attach the LoRA in a file to the model; it can be sampled with and trained on.
 
-    Raises UserError, with the model unchanged, if any part of the file has no place in the model.
+    Raises UserError, with the model unchanged, if any part of the file has no place in the model, or if there
+    is an adapter in it already.
     """
+    check_free(model)
     file = load_lora(path)
     places = _places(model, file, Path(path))
     ranks = {place: (file.modules[name].rank, file.modules[name].alpha) for place, name in places.items()}

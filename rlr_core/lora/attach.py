@@ -135,7 +135,7 @@ def attach(
         raise UserError(f"The LoRA rank must be at least 1, not {rank}.")
     if alpha is not None and not alpha > 0:
         raise UserError(f"The LoRA alpha must be positive, not {alpha}; leave it out to take the rank.")
-    _check_free(model)
+    check_free(model)
     names = target_paths(model, targets, text_encoder)
     adapter = attach_to(model, dict.fromkeys(names, (rank, float(rank if alpha is None else alpha))))
     generator = torch.Generator().manual_seed(seed)
@@ -151,7 +151,7 @@ def attach(
 
 def attach_to(model: DiffusionModel, modules: dict[str, tuple[int, float]]) -> Adapter:
     """Put a LoRA of given rank and alpha into each named layer; its weights are for the caller to fill."""
-    _check_free(model)
+    check_free(model)
     parts: dict[str, dict[str, tuple[int, float]]] = {}
     for name, size in modules.items():
         network, path = split(model, name)
@@ -233,7 +233,8 @@ def _examples(network: nn.Module, count: int = 6) -> list[str]:
     return [name for name, _ in names.most_common(count)]
 
 
-def _check_free(model: DiffusionModel) -> None:
+def check_free(model: DiffusionModel) -> None:
+    """Raise UserError if there is an adapter in the model."""
     if any(map(has_adapter, networks(model).values())):
         raise UserError(f"{model.name} already has an adapter; detach() it first, or load the model again.")
 
