@@ -40,7 +40,7 @@ class MethodNode(Node):
                     "method", options=NAMES, default=default.name,
                     tooltip="adaptive: both estimators at every step, mixed by their noise; the default. "
                     "rlr: the paper's. full: back-propagation through every step (DRaFT). truncated: "
-                    "through the last K (DRaFT-K, AlignProp). likelihood_ratio: REINFORCE. ddpo: with PPO's clip. "
+                    "through the last K (DRaFT-K, AlignProp). likelihood_ratio: REINFORCE. ddpo: PPO's clip. "
                     "zeroth_order: perturbed weights, rewards only.",
                 ),
                 io.Float.Input("kl", default=default.kl, min=0.0, max=100.0, step=0.001,

@@ -26,8 +26,6 @@ from make_workflows import LAYOUT  # noqa: E402
 
 SIDE = 640
 """Of a picture in the Templates browser, which shows squares."""
-GAP = 8
-PAPER, INK = "#17181c", "#e8e8e8"
 
 
 def main(names: list[str]) -> None:
@@ -74,64 +72,42 @@ def screenshot(page: Any) -> Any:
 
 
 def square(picture: Any) -> Any:
-    """The middle of a page, without its menus, as a square."""
+    """A page without its menus, cut to a square."""
     width, height = picture.size
-    inner = picture.crop((60, 50, width, height))
-    inner.thumbnail((SIDE, SIDE))
-    sheet = blank()
-    sheet.paste(inner, ((SIDE - inner.width) // 2, (SIDE - inner.height) // 2))
-    return sheet
+    side, left = height - 60, (width - height) // 3
+    return picture.crop((left, 60, left + side, 60 + side)).resize((SIDE, SIDE))
 
 
 def before_and_after(run: Path) -> Any:
-    """A run's samples: those before on the left, those after on the right."""
+    """A run's before_after.png in a square."""
     from PIL import Image
 
-    samples = sorted((run / "samples").glob("step_*.png"))
-    sheet, place = blank(), heading(("before", "after"))
-    sheet.paste(place, (0, 0))
-    wide = (SIDE - 3 * GAP) // 2
-    for column, path in enumerate((samples[0], samples[-1])):
-        with Image.open(path) as found:
-            picture = found.convert("RGB")
-        scale = min(wide / picture.width, (SIDE - place.height - GAP) / picture.height)
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.NEAREST)
-        top = place.height + (SIDE - place.height - picture.height) // 2
-        sheet.paste(picture, (GAP + column * (wide + GAP) + (wide - picture.width) // 2, top))
+    sheet = Image.new("RGB", (SIDE, SIDE), "white")
+    with Image.open(run / "before_after.png") as found:
+        picture = found.convert("RGB")
+    picture.thumbnail((SIDE, SIDE), Image.LANCZOS)
+    sheet.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
     return sheet
 
 
 def charts(runs: list[Path]) -> Any:
     """The charts of runs side by side, under their names."""
-    from PIL import Image
+    from PIL import Image, ImageDraw, ImageFont
 
-    sheet, place = blank(), heading([run.name.removeprefix("compare-") for run in runs])
-    sheet.paste(place, (0, 0))
-    wide = (SIDE - (len(runs) + 1) * GAP) // len(runs)
+    sheet = Image.new("RGB", (SIDE, SIDE), "white")
+    heading = ImageFont.load_default(26)
+    wide = SIDE // len(runs)
     for column, run in enumerate(runs):
         with Image.open(run / "reward.png") as found:
             picture = found.convert("RGB")
         picture = picture.resize((wide, round(picture.height * wide / picture.width)), Image.LANCZOS)
-        sheet.paste(picture, (GAP + column * (wide + GAP), (SIDE - picture.height + place.height) // 2))
+        top = (SIDE - picture.height) // 2
+        sheet.paste(picture, (column * wide, top))
+        place = ((column + 0.5) * wide, top - 24)
+        ImageDraw.Draw(sheet).text(
+            place, run.name.removeprefix("compare-"), fill="black", font=heading, anchor="mm"
+        )
     return sheet
-
-
-def heading(words: Any) -> Any:
-    """A line with a word over each column."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    line = Image.new("RGB", (SIDE, 56), PAPER)
-    draw, font = ImageDraw.Draw(line), ImageFont.load_default(28)
-    for column, word in enumerate(words):
-        draw.text(((column + 0.5) * SIDE / len(words), 28), word, fill=INK, font=font, anchor="mm")
-    return line
-
-
-def blank() -> Any:
-    """An empty square."""
-    from PIL import Image
-
-    return Image.new("RGB", (SIDE, SIDE), PAPER)
 
 
 def save(picture: Any, path: Path) -> None:
