@@ -160,6 +160,7 @@ def whole_device(advice: str = "Close other programs that use the GPU.") -> Iter
     check_cancel()
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
+    gc.freeze()  # ComfyUI's many objects are none of the collection below, which Cancel waits for
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield comfy.model_management.get_torch_device()
@@ -171,6 +172,7 @@ def whole_device(advice: str = "Close other programs that use the GPU.") -> Iter
         raise
     finally:
         gc.collect()
+        gc.unfreeze()
         comfy.model_management.soft_empty_cache()
 
 
