@@ -159,6 +159,7 @@ def whole_device(advice: str = "Close other programs that use the GPU.") -> Iter
     """
     check_cancel()
     comfy.model_management.unload_all_models()
+    gc.collect()
     comfy.model_management.soft_empty_cache()
     gc.freeze()  # ComfyUI's many objects are none of the collection below, which Cancel waits for
     try:

@@ -127,6 +127,20 @@ def test_a_workflow_loads_without_errors_and_says_what_the_golden_file_says(page
     picture(page, name)
 
 
+def test_the_demo_opens_from_the_templates_browser(page):
+    if not page.evaluate("async () => (await fetch('/templates/index.json')).ok"):
+        pytest.skip("this Python has the templates of another ComfyUI, and the browser waits for its own")
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text(PACK).first.click()
+    page.locator('img[alt="rlr-demo"]').first.click()
+    for _ in range(60):
+        types = page.evaluate("() => window.app.graph.nodes.map((node) => node.type)")
+        if "RLR_Train" in types and len(types) == len(workflow("rlr-demo")["nodes"]):
+            break
+        page.wait_for_timeout(250)
+    assert as_prompt(page) == golden("rlr-demo") and nodes_with_errors(page) == []
+
+
 def test_the_demo_runs_and_its_view_shows_it_also_after_a_reload(page, server):
     load(page, workflow("rlr-demo"), "rlr-demo")
     page.evaluate(SET, TINY | {"RLR_Train": SHORT | {"run_name": f"page_{page.vue}"}})

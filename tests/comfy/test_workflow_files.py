@@ -40,12 +40,13 @@ def parts(path: Path) -> tuple[dict, dict, dict]:
     return nodes, links, golden
 
 
-def test_there_are_five_workflows_each_with_its_golden_file():
+def test_there_are_five_workflows_each_with_its_golden_file_and_picture():
     assert [path.stem for path in WORKFLOWS] == [
         "rlr-compare-methods", "rlr-dcot", "rlr-demo", "rlr-score-and-pick", "rlr-sd15-aesthetic",
     ]  # fmt: skip
     for path in WORKFLOWS:
         assert (HERE / "golden" / path.name).is_file()
+        assert path.with_suffix(".jpg").is_file(), "make_pictures.py makes it"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
