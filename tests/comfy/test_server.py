@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parent / "golden"
 WORKFLOWS = sorted(path.stem for path in GOLDEN.glob("*.json"))
 SHORT = {
     "steps": 2, "batch": 4, "samples_per_prompt": 2, "sampler_steps": 3, "rank": 2, "evaluate_every": 1,
-    "evaluation_samples": 4, "micro_batch": 4, "decode_batch": 4,
+    "evaluation_samples": 4, "micro_batch": 4, "decode_batch": 4, "stop_when_judge_drops": False,
 }  # fmt: skip
 
 
