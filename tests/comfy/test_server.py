@@ -51,12 +51,6 @@ def lora_of(base: Path, run: str) -> dict:
     return load_file(base / "output/rlr" / run / "lora.safetensors")
 
 
-def metrics_of(base: Path, run: str) -> list[str]:
-    """The lines of a run's metrics.jsonl; none where it did not come so far."""
-    path = base / "output/rlr" / run / "metrics.jsonl"
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
 def same(left: dict, right: dict) -> bool:
     """Whether both hold the same tensors, bit for bit."""
     return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
@@ -137,10 +131,10 @@ def test_the_same_prompt_again_is_answered_with_the_stored_view(server):
 def test_cancel_then_queue_again_goes_on_and_ends_like_an_uncancelled_run(server, base):
     """At moments at random; how long Cancel took is printed."""
     prompt = on_tiny_models(golden("rlr-demo"))
-    long = {"steps": 12}
+    long = {"steps": 30, "evaluate_every": 10}
     server.run(changed(prompt, run_name="whole", **long))
     whole = lora_of(base, "whole")
-    moments, waits = random.Random(0), []
+    moments, waits, stopped = random.Random(0), [], 0
     for trial in range(4):
         name = f"stopped_{trial}"
         prompt_id = server.queue(changed(prompt, run_name=name, **long))
@@ -152,10 +146,11 @@ def test_cancel_then_queue_again_goes_on_and_ends_like_an_uncancelled_run(server
         if entry["status"]["status_str"] != "success":
             messages = [kind for kind, _ in entry["status"]["messages"]]
             assert "execution_interrupted" in messages, messages
-            assert len(metrics_of(base, name)) < 1 + long["steps"]
+            stopped += 1
         server.run(changed(prompt, run_name=name, **long))
         assert same(lora_of(base, name), whole)
     print(f"cancel to idle: {', '.join(f'{wait:.2f}' for wait in waits)} s")
+    assert stopped > 0
 
 
 @pytest.mark.parametrize(
