@@ -21,3 +21,9 @@ def tiny_sd_folder(tmp_path_factory):
 def tiny_model(request, tiny_sd_folder):
     """A fresh tiny model of each kind."""
     return load_tiny(request.param, tiny_sd_folder)
+
+
+@pytest.fixture
+def sd(tiny_sd_folder):
+    """A fresh tiny Stable Diffusion."""
+    return load_tiny("stable-diffusion", tiny_sd_folder)

@@ -8,29 +8,12 @@ import pytest
 import torch
 from adapters import PROMPTS, attach, fill, output
 from tiny_flow import TinyFlow
-from tiny_models import TINY, load_tiny
-from tiny_sd import write_tiny_sd
 
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
 from rlr_core.lora.apply import apply_lora
 from rlr_core.lora.attach import attach_to, target_paths
 from rlr_core.lora.names import networks
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_tiny_sd(tmp_path_factory.mktemp("tiny_sd"))
-
-
-@pytest.fixture(params=TINY)
-def model(request, folder):
-    return load_tiny(request.param, folder)
-
-
-@pytest.fixture
-def sd(folder):
-    return load_model(folder, device="cpu")
 
 
 def modules_of(model):
@@ -46,27 +29,27 @@ def modules_of(model):
 # --- attaching ---
 
 
-def test_a_new_adapter_changes_nothing_bit_for_bit(model):
-    before = output(model)
-    adapter = attach(model, rank=4, targets="all")
-    assert torch.equal(output(model), before)
+def test_a_new_adapter_changes_nothing_bit_for_bit(tiny_model):
+    before = output(tiny_model)
+    adapter = attach(tiny_model, rank=4, targets="all")
+    assert torch.equal(output(tiny_model), before)
     fill(adapter)
-    assert not torch.allclose(output(model), before, atol=1e-3)
+    assert not torch.allclose(output(tiny_model), before, atol=1e-3)
 
 
-def test_only_the_adapter_gets_gradients(model):
-    adapter = fill(attach(model, rank=2, targets="all"))
-    parameters = {p for module in modules_of(model).values() for p in module.parameters()}
+def test_only_the_adapter_gets_gradients(tiny_model):
+    adapter = fill(attach(tiny_model, rank=2, targets="all"))
+    parameters = {p for module in modules_of(tiny_model).values() for p in module.parameters()}
     trainable = {id(p) for p in parameters if p.requires_grad}
     assert trainable == {id(p) for p in adapter.parameters()}
-    output(model).square().sum().backward()
+    output(tiny_model).square().sum().backward()
     assert all((p.grad is not None) == (id(p) in trainable) for p in parameters)
     assert all(p.grad.abs().sum() > 0 for p in adapter.parameters())
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_the_adapter_is_float32_on_a_half_precision_base(folder, dtype):
-    model = load_model(folder, device="cpu", dtype=dtype)
+def test_the_adapter_is_float32_on_a_half_precision_base(tiny_sd_folder, dtype):
+    model = load_model(tiny_sd_folder, device="cpu", dtype=dtype)
     adapter = fill(attach(model, rank=2, targets="all", text_encoder=True))
     output(model).sum().backward()
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
@@ -94,9 +77,9 @@ def step_with_gradients(model, parameters):
 
 
 @pytest.mark.parametrize("text_encoder", [False, True])
-def test_on_a_half_precision_base_the_adapter_keeps_no_float32_activations(folder, text_encoder):
+def test_on_a_half_precision_base_the_adapter_keeps_no_float32_activations(tiny_sd_folder, text_encoder):
     """Bit for bit what peft computes, at a fraction of the memory that its casts hold."""
-    model = load_model(folder, device="cpu", dtype="bf16")
+    model = load_model(tiny_sd_folder, device="cpu", dtype="bf16")
     base = step_with_gradients(model, [])[2]
     adapter = fill(attach(model, rank=1, targets="attention+ff", text_encoder=text_encoder))
     result, gradients, kept = step_with_gradients(model, adapter.parameters())
@@ -110,11 +93,11 @@ def test_on_a_half_precision_base_the_adapter_keeps_no_float32_activations(folde
     assert kept - base < 0.5 * (as_in_peft[2] - base)
 
 
-def test_the_start_depends_on_the_seed_alone(model):
+def test_the_start_depends_on_the_seed_alone(tiny_model):
     def start(seed, global_seed):
         torch.manual_seed(global_seed)
         before = torch.get_rng_state()
-        adapter = attach(model, rank=4, seed=seed)
+        adapter = attach(tiny_model, rank=4, seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
         state = adapter.state_dict()
         adapter.detach()
@@ -125,9 +108,9 @@ def test_the_start_depends_on_the_seed_alone(model):
     assert all(not torch.equal(first[n], other[n]) for n in first if n.endswith("lora_A.weight"))
 
 
-def test_the_start_is_the_usual_one(model):
+def test_the_start_is_the_usual_one(tiny_model):
     """A uniform in +-1/sqrt(inputs), B zero: what peft and kohya's scripts start from."""
-    adapter = attach(model, rank=8, targets="all")
+    adapter = attach(tiny_model, rank=8, targets="all")
     for name, parameter in adapter.named_parameters().items():
         parameter = parameter.detach()
         if name.endswith("lora_B.weight"):
@@ -139,15 +122,15 @@ def test_the_start_is_the_usual_one(model):
             assert float(parameter.std()) == pytest.approx(bound / 3**0.5, rel=0.15)
 
 
-def test_parameters_come_in_sorted_order(model):
-    names = list(attach(model, rank=2, targets="all").named_parameters())
+def test_parameters_come_in_sorted_order(tiny_model):
+    names = list(attach(tiny_model, rank=2, targets="all").named_parameters())
     assert len(names) > 8
     assert names == sorted(names, key=lambda name: (name.startswith("text_encoder."), name))
 
 
-def test_the_named_targets_grow(model):
+def test_the_named_targets_grow(tiny_model):
     attention, with_ff, everything = (
-        set(target_paths(model, targets)) for targets in ("attention", "attention+ff", "all")
+        set(target_paths(tiny_model, targets)) for targets in ("attention", "attention+ff", "all")
     )
     assert attention < with_ff < everything
 
@@ -191,15 +174,15 @@ def test_targets_that_match_nothing_show_what_there_is(sd):
         attach(sd, alpha=0)
 
 
-def test_a_second_adapter_is_refused_and_leaves_the_first(model, tmp_path):
-    adapter = fill(attach(model, rank=2))
-    before = output(model)
+def test_a_second_adapter_is_refused_and_leaves_the_first(tiny_model, tmp_path):
+    adapter = fill(attach(tiny_model, rank=2))
+    before = output(tiny_model)
     with pytest.raises(UserError, match="already has an adapter; detach"):
-        attach(model, rank=4)
+        attach(tiny_model, rank=4)
     file = adapter.save(tmp_path / "same.safetensors")
     with pytest.raises(UserError, match="already has an adapter; detach"):
-        apply_lora(model, file)
-    assert torch.equal(output(model), before) and len(adapter.layers) > 0
+        apply_lora(tiny_model, file)
+    assert torch.equal(output(tiny_model), before) and len(adapter.layers) > 0
 
 
 # --- the text encoder ---
@@ -235,7 +218,7 @@ def test_a_list_of_endings_is_looked_for_in_both_networks(sd):
         adapted(["to_q"])
 
 
-def test_a_family_without_a_text_encoder_refuses(folder):
+def test_a_family_without_a_text_encoder_refuses(tiny_sd_folder):
     with pytest.raises(UserError, match="tiny-flow-0 has no text encoder that can be trained"):
         attach(TinyFlow(), rank=2, text_encoder=True)
 
@@ -259,62 +242,62 @@ def test_a_text_encoder_is_taken_back_from_where_it_was_released_to(sd, monkeypa
 # --- switching ---
 
 
-def test_disabled_is_the_base_model_and_touches_no_gradient(model):
-    base = output(model)
-    adapter = fill(attach(model, rank=2, targets="all"))
-    tuned = output(model)
+def test_disabled_is_the_base_model_and_touches_no_gradient(tiny_model):
+    base = output(tiny_model)
+    adapter = fill(attach(tiny_model, rank=2, targets="all"))
+    tuned = output(tiny_model)
     with adapter.disabled():
-        assert torch.equal(output(model), base)
+        assert torch.equal(output(tiny_model), base)
         assert all(p.requires_grad for p in adapter.parameters())
         with adapter.disabled():
             pass
-        assert torch.equal(output(model), base)
-    assert torch.equal(output(model), tuned)
+        assert torch.equal(output(tiny_model), base)
+    assert torch.equal(output(tiny_model), tuned)
     with pytest.raises(RuntimeError), adapter.disabled():
         raise RuntimeError
-    assert torch.equal(output(model), tuned)
+    assert torch.equal(output(tiny_model), tuned)
 
 
-def test_strength_scales_what_alpha_scales(model):
-    base = output(model)
-    adapter = fill(attach(model, rank=4, alpha=8, targets="all"))
-    tuned = output(model)
+def test_strength_scales_what_alpha_scales(tiny_model):
+    base = output(tiny_model)
+    adapter = fill(attach(tiny_model, rank=4, alpha=8, targets="all"))
+    tuned = output(tiny_model)
     adapter.strength = 0.5
-    half = output(model)
+    half = output(tiny_model)
     adapter.strength = 0.0
-    torch.testing.assert_close(output(model), base, rtol=0, atol=1e-6)
+    torch.testing.assert_close(output(tiny_model), base, rtol=0, atol=1e-6)
     adapter.strength = 1.0
-    assert torch.equal(output(model), tuned)
+    assert torch.equal(output(tiny_model), tuned)
     adapter.detach()
-    fill(attach(model, rank=4, alpha=4, targets="all"))
-    assert torch.equal(output(model), half)
+    fill(attach(tiny_model, rank=4, alpha=4, targets="all"))
+    assert torch.equal(output(tiny_model), half)
 
 
-def test_detaching_gives_the_model_back(model):
-    modules = modules_of(model)
-    base = output(model)
-    adapter = fill(attach(model, rank=2, targets="all"))
-    assert modules_of(model) != modules
+def test_detaching_gives_the_model_back(tiny_model):
+    modules = modules_of(tiny_model)
+    base = output(tiny_model)
+    adapter = fill(attach(tiny_model, rank=2, targets="all"))
+    assert modules_of(tiny_model) != modules
     adapter.detach()
-    assert list(modules_of(model).items()) == list(modules.items())  # the very same objects, in order
-    assert torch.equal(output(model), base)
+    assert list(modules_of(tiny_model).items()) == list(modules.items())  # the very same objects, in order
+    assert torch.equal(output(tiny_model), base)
     assert not any(p.requires_grad for module in modules.values() for p in module.parameters())
     assert not any(hasattr(module, "peft_config") for module in modules.values())
-    assert attach(model, rank=3).parameters()
+    assert attach(tiny_model, rank=3).parameters()
 
 
-def test_state_goes_round_and_is_a_copy(model):
-    adapter = fill(attach(model, rank=2))
+def test_state_goes_round_and_is_a_copy(tiny_model):
+    adapter = fill(attach(tiny_model, rank=2))
     state = adapter.state_dict()
-    tuned = output(model)
+    tuned = output(tiny_model)
     fill(adapter, seed=5)
-    assert not torch.equal(output(model), tuned)
+    assert not torch.equal(output(tiny_model), tuned)
     adapter.load_state_dict(state)
-    assert torch.equal(output(model), tuned)
+    assert torch.equal(output(tiny_model), tuned)
 
 
-def test_state_of_another_adapter_is_refused_by_name(model):
-    adapter = attach(model, rank=2)
+def test_state_of_another_adapter_is_refused_by_name(tiny_model):
+    adapter = attach(tiny_model, rank=2)
     state = adapter.state_dict()
     name = next(iter(state))
     with pytest.raises(UserError, match=f"{name} is missing; extra.weight is unknown"):

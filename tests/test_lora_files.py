@@ -13,8 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import write_tiny_checkpoint
 from tiny_flow import TinyFlow
-from tiny_models import TINY, load_tiny
-from tiny_sd import write_tiny_sd
 
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
@@ -22,33 +20,17 @@ from rlr_core.lora import apply_lora, load_lora, save_lora
 from rlr_core.lora.attach import attach_to, target_paths
 from rlr_core.lora.names import networks
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_tiny_sd(tmp_path_factory.mktemp("tiny_sd"))
-
-
-@pytest.fixture(params=TINY)
-def model(request, folder):
-    return load_tiny(request.param, folder)
-
-
-@pytest.fixture
-def sd(folder):
-    return load_model(folder, device="cpu")
-
-
 # --- round trips ---
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-def test_lora_file_reloads_exactly(model, layout, tmp_path):
-    adapter = fill(attach(model, rank=4, alpha=10, targets="all"))
-    tuned, state = output(model), adapter.state_dict()
+def test_lora_file_reloads_exactly(tiny_model, layout, tmp_path):
+    adapter = fill(attach(tiny_model, rank=4, alpha=10, targets="all"))
+    tuned, state = output(tiny_model), adapter.state_dict()
     path = save_lora(adapter, tmp_path / "x.safetensors", layout)
     adapter.detach()
-    loaded = apply_lora(model, path)
-    assert torch.equal(output(model), tuned)
+    loaded = apply_lora(tiny_model, path)
+    assert torch.equal(output(tiny_model), tuned)
     assert loaded.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
 
@@ -56,11 +38,11 @@ def test_lora_file_reloads_exactly(model, layout, tmp_path):
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 @pytest.mark.parametrize("targets", ["attention", "attention+ff", "all"])
 @pytest.mark.parametrize("text_encoder", [False, True])
-def test_lora_file_reloads_in_diffusers_exactly(folder, sd, layout, targets, text_encoder, tmp_path):
+def test_lora_file_reloads_in_diffusers_exactly(tiny_sd_folder, sd, layout, targets, text_encoder, tmp_path):
     from diffusers import StableDiffusionPipeline
 
     adapter = fill(attach(sd, rank=4, alpha=10, targets=targets, text_encoder=text_encoder))
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd_folder, local_files_only=True)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def theirs():
@@ -98,20 +80,20 @@ def test_the_text_encoder_of_a_checkpoint_file_reloads_exactly(version, layout, 
     [("lora_te_", "lora_te1_"), ("lora_te_text_model_", "lora_te_"), ("lora_te_text_model_", "lora_te1_"),
      ("text_encoder.text_model.", "text_encoder.")],
 )  # fmt: skip
-def test_other_spellings_of_the_text_encoders_layers_are_read(folder, sd, old, new, tmp_path):
+def test_other_spellings_of_the_text_encoders_layers_are_read(tiny_sd_folder, sd, old, new, tmp_path):
     layout = "kohya" if old.startswith("lora") else "diffusers"
     adapter = fill(attach(sd, rank=4, text_encoder=True))
     path = adapter.save(tmp_path / "x.safetensors", layout)
     state = {name.replace(old, new): tensor for name, tensor in load_file(path).items()}
     assert state.keys() != load_file(path).keys()
     save_file(state, tmp_path / "y.safetensors")
-    other = load_model(folder, device="cpu")
+    other = load_model(tiny_sd_folder, device="cpu")
     apply_lora(other, tmp_path / "y.safetensors")
     assert torch.equal(output(other), output(sd))
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-def test_ranks_and_alphas_that_differ_between_modules_survive(folder, sd, layout, tmp_path):
+def test_ranks_and_alphas_that_differ_between_modules_survive(tiny_sd_folder, sd, layout, tmp_path):
     from diffusers import StableDiffusionPipeline
 
     paths = target_paths(sd, "attention+ff", text_encoder=True)
@@ -122,7 +104,7 @@ def test_ranks_and_alphas_that_differ_between_modules_survive(folder, sd, layout
     again = apply_lora(sd, path)
     assert torch.equal(output(sd), tuned)
     assert {p: m.rank for p, m in again.modules().items()} == {p: 2 + i % 3 for i, p in enumerate(paths)}
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd_folder, local_files_only=True)
     pipeline.load_lora_weights(path)
     sd.denoiser, sd.text_encoder = pipeline.unet, pipeline.text_encoder
     assert torch.equal(output(sd), tuned)
@@ -316,14 +298,14 @@ def test_files_that_are_no_plain_lora_are_refused(sd, tmp_path):
     assert "There is no LoRA file" in refused(sd, tmp_path / "nothing.safetensors")
 
 
-def test_diffusers_own_file_of_a_peft_adapter_is_read_at_its_strength(folder, sd, tmp_path):
+def test_diffusers_own_file_of_a_peft_adapter_is_read_at_its_strength(tiny_sd_folder, sd, tmp_path):
     """save_lora_weights with its metadata: alpha comes from there, rank and names from the tensors."""
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd_folder, local_files_only=True)
     settings = {"r": 3, "lora_alpha": 7, "alpha_pattern": {"ff.net.2": 5}, "init_lora_weights": False}
     pipeline.unet.add_adapter(LoraConfig(target_modules=["to_q", "ff.net.2"], **settings))
     settings = pipeline.unet.peft_config["default"].to_dict()

@@ -101,22 +101,27 @@ def test_killed_again_and_again_goes_on_bit_equal(tmp_path, unbroken):
     assert same(tmp_path / "run", unbroken)
 
 
+def ctrl_c_at(count):
+    """Ctrl-C at the count-th piece of work, in the middle of an update."""
+    seen = 0
+
+    def on_event(event):
+        nonlocal seen
+        seen += event.kind == "progress" and event.data["phase"] in ("rollout", "walk")
+        if seen == count:
+            raise KeyboardInterrupt
+
+    return on_event
+
+
 @pytest.mark.parametrize("method", ["ddpo", "rlr", "likelihood_ratio"])
 def test_interrupted_run_keeps_its_last_whole_update_and_goes_on_bit_equal(method, tmp_path):
     """Ctrl-C in the middle of an update, inner epochs and perturbed weights included."""
     whole = small_config(tmp_path / "whole", method={"name": method}, save_every=100)
     run(whole)
     settings = small_config(tmp_path / "broken", method={"name": method}, save_every=100)
-    seen = 0
-
-    def on_event(event):
-        nonlocal seen
-        seen += event.kind == "progress" and event.data["phase"] in ("rollout", "walk")
-        if seen == 17:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(settings, on_event=on_event)
+        run(settings, on_event=ctrl_c_at(17))
     assert (tmp_path / "broken" / "state" / "state.safetensors").exists()
     run(settings, resume=True)
     assert same(tmp_path / "broken", tmp_path / "whole")
@@ -131,16 +136,8 @@ def test_interrupted_run_that_trains_the_text_encoder_goes_on_bit_equal(method, 
         return train(model, redness, config, resume=resume, on_event=on_event)
 
     train_sd("whole")
-    seen = 0
-
-    def on_event(event):
-        nonlocal seen
-        seen += event.kind == "progress" and event.data["phase"] in ("rollout", "walk")
-        if seen == 17:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train_sd("broken", on_event=on_event)
+        train_sd("broken", on_event=ctrl_c_at(17))
     train_sd("broken", resume=True)
     assert same(tmp_path / "broken", tmp_path / "whole")
     text = [tensor for name, tensor in weights(tmp_path / "broken").items() if name.startswith("lora_te_")]
@@ -191,6 +188,7 @@ def test_micro_batches_do_not_change_the_run(method, tmp_path):
     ours, theirs = weights(tmp_path / "pieces"), weights(tmp_path / "whole")
     for name in ours:
         assert torch.allclose(ours[name], theirs[name], atol=2e-4), name
-    assert config_from_dict(small_config(tmp_path)).fingerprint() == config_from_dict(
-        small_config(tmp_path, micro_batch=8)
-    ).fingerprint()
+    assert (
+        config_from_dict(small_config(tmp_path)).fingerprint()
+        == config_from_dict(small_config(tmp_path, micro_batch=8)).fingerprint()
+    )

@@ -156,7 +156,7 @@ def test_cancel_then_queue_again_goes_on_and_ends_like_an_uncancelled_run(server
 @pytest.mark.parametrize(
     ("node", "name", "value"),
     [
-        ("5", "run_name", "../../evil"), ("5", "run_name", "/tmp/evil"), ("5", "steps", 10**9),
+        ("5", "run_name", "../../evil"), ("5", "run_name", "/evil"), ("5", "steps", 10**9),
         ("5", "width", 10**6), ("1", "checkpoint", "../../../etc/passwd"), ("2", "file", "../../etc/passwd"),
         ("3", "weights", "/etc/passwd"), ("5", "mode", "__import__('os')"),
     ],
