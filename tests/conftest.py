@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from command_line import train
 from tiny_models import TINY, load_tiny
 
 torch.set_num_threads(1)
@@ -27,3 +28,31 @@ def tiny_model(request, tiny_sd_folder):
 def sd(tiny_sd_folder):
     """A fresh tiny Stable Diffusion."""
     return load_tiny("stable-diffusion", tiny_sd_folder)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in, with a prompt file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a red circle\n\n  a cat above a dog \na blue square\n")
+    return tmp_path
+
+
+@pytest.fixture
+def rlr(capsys):
+    """Run a command; returns exit code, stdout and stderr."""
+    from rlr_core import cli
+
+    def run(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def run_folder(here, tiny_sd_folder, rlr):
+    """A finished run of two updates."""
+    code, *_ = rlr(*train(tiny_sd_folder), "--steps", 2, "--out", "run")
+    assert code == 0
+    return here / "run"

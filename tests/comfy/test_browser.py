@@ -42,6 +42,7 @@ STATES = """async () => {
   const { runs } = await (await fetch("/rlr/runs")).json();
   return [(window.app.rootGraph ?? window.app.graph).id, runs.map((r) => [r.workflow, r.node, r.state])];
 }"""
+PREVIEWS = """() => document.querySelectorAll(".lg-node img[src^='blob:']").length"""
 REWARDS = """() => {
   for (const node of window.app.graph.nodes)
     if (node.type === "RLR_Reward")
@@ -154,6 +155,8 @@ def test_the_demo_runs_and_its_view_shows_it_also_after_a_reload(page, server):
     assert view["lines"] == ["judge", "kl", "reward"] and view["samples"] == 3
     assert "update 2 of 2. Finished." in view["status"]
     assert view["height"] > 20
+    page.wait_for_timeout(1500)
+    assert page.evaluate(PREVIEWS) == 0, "the last preview stays in front of the final pictures"
     picture(page, "demo-after")
 
     open_page(page, server)
