@@ -49,7 +49,7 @@ class TrainingReport(Node):
 
     @classmethod
     def run(cls, run_folder: str) -> io.NodeOutput:
-        from rlr_core.plots import plot_reward
+        from rlr_core.evaluation.plots import plot_reward
         from rlr_core.training.results import decimated, read_results
 
         results = read_results(host.run_folder(run_folder))

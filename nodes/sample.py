@@ -66,7 +66,7 @@ def _draw(
     model: Any, texts: list[Any], seed: int, boundaries: Any, inputs: dict[str, Any], device: Any
 ) -> Any:
     from rlr_core.config import SamplerConfig
-    from rlr_core.sampling import sample
+    from rlr_core.evaluation.sampling import sample
 
     sampler = SamplerConfig(
         steps=inputs["steps"],

@@ -7,7 +7,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from rlr_core.checks import check_config
 from rlr_core.config import (
     EvaluationConfig,
     LoraConfig,
@@ -16,6 +15,7 @@ from rlr_core.config import (
     SamplerConfig,
     TrainConfig,
 )
+from rlr_core.config.validate import check_config
 from rlr_core.errors import UserError
 
 from . import host, images, live, names, sockets
@@ -179,7 +179,7 @@ def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
     """Everything from the run folder, so that a run just finished and one of last week look the same."""
     from safetensors.torch import load_file
 
-    from rlr_core.diffusion.models.single_file import read_header
+    from rlr_core.common.weights import read_header
     from rlr_core.training.results import read_results
 
     results = read_results(folder)

@@ -31,9 +31,9 @@ _PLACES = {
     "EvaluationConfig": "rlr_core.config",
     "load_config": "rlr_core.config",
     "apply_lora": "rlr_core.lora.apply",
-    "sample": "rlr_core.sampling",
-    "evaluate": "rlr_core.sampling",
-    "difference": "rlr_core.training.evaluation",
+    "sample": "rlr_core.evaluation.sampling",
+    "evaluate": "rlr_core.evaluation.sampling",
+    "difference": "rlr_core.evaluation.measures",
     "Reward": "rlr_core.rewards.base",
     "UserError": "rlr_core.errors",
 }

@@ -41,7 +41,7 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def rlr(capsys):
     """Run a command; returns exit code, stdout and stderr."""
-    from rlr_core import cli
+    from rlr_core.cli import main as cli
 
     def run(*arguments):
         code = cli.main([str(argument) for argument in arguments])

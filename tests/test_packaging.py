@@ -84,7 +84,7 @@ def test_a_wheel_holds_nothing_else(wheel):
 def test_the_program_is_called_rlr(wheel):
     assert any(name.endswith(".dist-info/entry_points.txt") for name in wheel)
     text = (ROOT / "pyproject.toml").read_text()
-    assert 'rlr = "rlr_core.cli:main"' in text
+    assert 'rlr = "rlr_core.cli.main:main"' in text
 
 
 def test_the_versions_agree():

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rlr_core import cli
-from rlr_core.commands.configs import build_config
-from rlr_core.gradients.methods import METHODS
+from rlr_core.cli import main as cli
+from rlr_core.cli.configs import build_config
+from rlr_core.methods.table import METHODS
 from rlr_core.rewards import REWARDS
 
 ROOT = Path(__file__).parent.parent

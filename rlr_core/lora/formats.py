@@ -97,7 +97,7 @@ def load_lora(path: str | Path) -> LoraFile:
 
     Raises UserError if it is no plain LoRA (LoHa, LoKr, DoRA, a checkpoint, ...) or is damaged.
     """
-    from rlr_core.diffusion.models.single_file import KINDS, kind, read_header
+    from rlr_core.common.weights import KINDS, kind, read_header
 
     path = Path(path)
     if not path.is_file():

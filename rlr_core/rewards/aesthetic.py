@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
-from rlr_core.rewards.clip import ImageTower, on_no_memory
-from rlr_core.rewards.clip_layout import read_clip
 from rlr_core.rewards.files import WeightFile, fill, locate, read_tensors
-from rlr_core.rewards.preprocess import crop_shorter_side
+from rlr_core.rewards.towers.clip import ImageTower, on_no_memory
+from rlr_core.rewards.towers.clip_layout import read_clip
+from rlr_core.rewards.towers.preprocess import crop_shorter_side
 
 HEAD = WeightFile(
     "weights",

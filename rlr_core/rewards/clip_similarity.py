@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
-from rlr_core.rewards.clip import ImageTower, PromptFeatures, text_tower
-from rlr_core.rewards.clip_layout import read_clip
 from rlr_core.rewards.files import WeightFile, locate
-from rlr_core.rewards.preprocess import crop_shorter_side, pad_longer_side
+from rlr_core.rewards.towers.clip import ImageTower, PromptFeatures, text_tower
+from rlr_core.rewards.towers.clip_layout import read_clip
+from rlr_core.rewards.towers.preprocess import crop_shorter_side, pad_longer_side
 
 
 class ClipSimilarity(Reward):

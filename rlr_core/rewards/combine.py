@@ -12,7 +12,7 @@ from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
 from rlr_core.rewards.base import Reward
 from rlr_core.rewards.files import select
-from rlr_core.rewards.running import Running
+from rlr_core.rewards.running_moments import Running
 
 MODES = ("sum", "minimum", "product")
 

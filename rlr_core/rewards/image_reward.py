@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from rlr_core.errors import UserError
 from rlr_core.rewards.aesthetic import head_from
 from rlr_core.rewards.base import Reward
-from rlr_core.rewards.clip import on_no_memory
 from rlr_core.rewards.files import WeightFile, fill, locate, read_tensors, select, wrong_architecture
-from rlr_core.rewards.precision import as_dtype, default_dtype, run_in
-from rlr_core.rewards.preprocess import crop_shorter_side, normalise
+from rlr_core.rewards.towers.clip import on_no_memory
+from rlr_core.rewards.towers.precision import as_dtype, default_dtype, run_in
+from rlr_core.rewards.towers.preprocess import crop_shorter_side, normalise
 
 WEIGHTS = WeightFile(
     "weights",

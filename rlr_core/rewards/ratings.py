@@ -19,8 +19,8 @@ from torch import Tensor
 from rlr_core.errors import UserError
 from rlr_core.rewards.aesthetic import CLIP_L
 from rlr_core.rewards.base import Reward
-from rlr_core.rewards.features import ClipFeatures, SimpleFeatures
 from rlr_core.rewards.files import locate
+from rlr_core.rewards.towers.features import ClipFeatures, SimpleFeatures
 
 MOST_RATINGS = 4096
 FEWEST_RATINGS = 4

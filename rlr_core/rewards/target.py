@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
-from rlr_core.rewards.preprocess import crop_shorter_side, resize
+from rlr_core.rewards.towers.preprocess import crop_shorter_side, resize
 
 FEATURE_LAYERS = 4
 
@@ -131,9 +131,9 @@ def _cover(images: Tensor, height: int, width: int) -> Tensor:
 def _tower(features: Reward | str | os.PathLike):
     """The image tower that a loaded reward lends, or that of a CLIP file."""
     from rlr_core.rewards.aesthetic import CLIP_L
-    from rlr_core.rewards.clip import ImageTower
-    from rlr_core.rewards.clip_layout import read_clip
     from rlr_core.rewards.files import locate
+    from rlr_core.rewards.towers.clip import ImageTower
+    from rlr_core.rewards.towers.clip_layout import read_clip
 
     if isinstance(features, Reward):
         tower = getattr(features, "tower", None)

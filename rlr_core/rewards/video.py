@@ -14,11 +14,11 @@ from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
 from rlr_core.rewards.aesthetic import CLIP_L
 from rlr_core.rewards.base import Reward, per_frame
-from rlr_core.rewards.clip import ImageTower
-from rlr_core.rewards.clip_layout import read_clip
 from rlr_core.rewards.files import locate
 from rlr_core.rewards.pixels import luminance
-from rlr_core.rewards.preprocess import crop_shorter_side
+from rlr_core.rewards.towers.clip import ImageTower
+from rlr_core.rewards.towers.clip_layout import read_clip
+from rlr_core.rewards.towers.preprocess import crop_shorter_side
 
 REDUCTIONS = ("mean", "minimum", "softminimum")
 

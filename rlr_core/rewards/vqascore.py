@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
-from rlr_core.rewards.clip import ImageTower, on_no_memory
-from rlr_core.rewards.clip_layout import as_clip, read_clip
 from rlr_core.rewards.files import WeightFile, fill, locate, read_tensors, select, wrong_architecture
-from rlr_core.rewards.precision import as_dtype
-from rlr_core.rewards.preprocess import pad_square
+from rlr_core.rewards.towers.clip import ImageTower, on_no_memory
+from rlr_core.rewards.towers.clip_layout import as_clip, read_clip
+from rlr_core.rewards.towers.precision import as_dtype
+from rlr_core.rewards.towers.preprocess import pad_square
 
 WEIGHTS = WeightFile(
     "weights",

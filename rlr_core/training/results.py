@@ -113,7 +113,7 @@ def has_state(folder: str | Path) -> bool:
 
 def _end(folder: Path) -> tuple[str, int]:
     """What the LoRA's metadata says: how the run ended, and after how many updates."""
-    from rlr_core.diffusion.models.single_file import read_header
+    from rlr_core.common.weights import read_header
 
     path = folder / LORA
     metadata = read_header(path).metadata if path.is_file() else {}

@@ -145,13 +145,13 @@ class RunFolder:
 
     def save_samples(self, step: int, images: Tensor, columns: int | None = None) -> Path:
         """samples/step_000010.png: a grid of images [N, 3, H, W] or [N, F, 3, H, W] in [0, 1]."""
-        from rlr_core.plots import grid
+        from rlr_core.evaluation.plots import grid
 
         return self.save_image(f"samples/step_{step:06d}.png", grid(images, columns))
 
     def save_image(self, name: str, image: Any) -> Path:
         """A picture as PNG: a PIL image, or a tensor [3, H, W] in [0, 1]. Returns its path."""
-        from rlr_core.plots import to_pil
+        from rlr_core.evaluation.plots import to_pil
 
         with self.replacing(name) as path:
             to_pil(image).save(path, format="PNG")

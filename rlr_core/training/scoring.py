@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rlr_core.diffusion.models.base import DiffusionModel
+from rlr_core.gradients.estimator import Scores
 from rlr_core.rewards.base import Reward
-from rlr_core.training.estimator import Scores
 
 
 class Scorer:

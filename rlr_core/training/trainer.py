@@ -18,27 +18,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlr_core.checks import check_config
+from rlr_core.common.distributed import World
 from rlr_core.config import TrainConfig
+from rlr_core.config.validate import check_config
 from rlr_core.diffusion.chain import Chain
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
+from rlr_core.evaluation.held_out import Watch
+from rlr_core.evaluation.measures import Evaluation
+from rlr_core.gradients.estimator import Estimate, Estimator, Rollouts
 from rlr_core.lora.attach import Adapter, attach
 from rlr_core.lora.formats import save_lora
 from rlr_core.rewards import load_reward
 from rlr_core.rewards.base import Reward
-from rlr_core.training.distributed import World
-from rlr_core.training.estimator import Estimate, Estimator, Rollouts
-from rlr_core.training.evaluation import Evaluation
+from rlr_core.training.batches import Batches, PromptBook, read_prompts, with_prompts_read
 from rlr_core.training.events import Event, OnEvent
 from rlr_core.training.interrupts import Interrupts
-from rlr_core.training.memory import peak_bytes
+from rlr_core.training.metrics import peak_bytes
 from rlr_core.training.optimizer import Ascent
 from rlr_core.training.preflight import check_memory
-from rlr_core.training.prompts import Batches, PromptBook, read_prompts, with_prompts_read
 from rlr_core.training.run_folder import LORA, RunFolder
 from rlr_core.training.scoring import Scorer
-from rlr_core.training.watch import Watch
 
 GIVE_UP_AFTER = 5
 """Updates in a row whose gradient is not finite."""
@@ -393,7 +393,7 @@ class Trainer:
 
     def _finish(self, reason: str) -> TrainResult:
         """Leave the adapter as it is to be used; write the LoRA and the pictures."""
-        from rlr_core.plots import plot_before_after, plot_reward
+        from rlr_core.evaluation.plots import plot_before_after, plot_reward
 
         watch = self.watch
         if reason != "finished" and watch.best is not None:

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from rlr_core.rewards.aesthetic import CLIP_L
-from rlr_core.rewards.clip import ImageTower
-from rlr_core.rewards.clip_layout import ClipFile
+from rlr_core.rewards.towers.clip import ImageTower
+from rlr_core.rewards.towers.clip_layout import ClipFile
 
 
 def tower(name: str, dtype: str, checkpointing: bool) -> ImageTower:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlr_core.common.weights import Shapes, kind_of, read_header
 from rlr_core.diffusion.models.clip_tokenizer import clip_tokenizer
-from rlr_core.diffusion.models.single_file import Shapes, kind_of, read_header
 from rlr_core.errors import UserError
 
 KINDS = ("sd1", "sd2")

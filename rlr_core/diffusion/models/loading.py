@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from rlr_core.diffusion.models import single_file
+from rlr_core.common import weights
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError, nearest
 
@@ -155,4 +155,4 @@ def _what_it_is(path: Path) -> str:
         except (OSError, ValueError, KeyError, TypeError):
             return "has a model_index.json that cannot be read; copy the folder again"
         return f"is made for diffusers' {pipeline}, which no family here can load"
-    return f"is {single_file.KINDS[single_file.kind(path)]}"
+    return f"is {weights.KINDS[weights.kind(path)]}"

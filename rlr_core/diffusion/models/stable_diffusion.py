@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlr_core.common import weights as weight_files
 from rlr_core.diffusion import kernels
-from rlr_core.diffusion.models import ldm_checkpoint, single_file
+from rlr_core.diffusion.models import ldm_checkpoint
 from rlr_core.diffusion.models.base import DiffusionModel, Rows, has_adapter
 from rlr_core.errors import UserError
 
@@ -86,7 +87,7 @@ class StableDiffusion(DiffusionModel):
     def recognises(cls, path: Path) -> bool:
         if path.is_dir():
             return _pipeline_class(path) == PIPELINE
-        return single_file.kind(path) in ldm_checkpoint.KINDS
+        return weight_files.kind(path) in ldm_checkpoint.KINDS
 
     @classmethod
     def load(cls, path: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
@@ -284,7 +285,7 @@ def _load_part(network: type, folder: Path, dtype: torch.dtype) -> nn.Module:
             else f"{folder} is incomplete: it holds no .safetensors file; copy the whole folder again."
         )
     for file in weights:
-        single_file.read_header(file)  # says what is wrong with a truncated file
+        weight_files.read_header(file)  # says what is wrong with a truncated file
     variant = "fp16" if all(".fp16." in file.name for file in weights) else None
     try:
         module, info = network.from_pretrained(

@@ -1,0 +1,131 @@
+"""Every method's gradient on a real model and reward, measured at fixed weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlr_core.benchmarks.moments import (
+    Moments,
+    cosine,
+    moments,
+    paired_z_scores,
+    random_directions,
+    relative_noise,
+)
+from rlr_core.config import MethodConfig, TrainConfig
+from rlr_core.diffusion.models.base import DiffusionModel
+from rlr_core.gradients.estimator import Estimator
+from rlr_core.rewards.base import Reward
+from rlr_core.training.trainer import Trainer
+
+
+def methods_for(steps: int) -> dict[str, MethodConfig]:
+    """The rows that are measured, for a chain of T = steps."""
+    return {
+        "full": MethodConfig("full"),
+        "adaptive, whole chain": MethodConfig("adaptive", budget=1.0),
+        "adaptive": MethodConfig("adaptive"),
+        "rlr (the paper)": MethodConfig("rlr", window=min(2, steps - 1)),
+        "rlr, likelihood-ratio remainder": MethodConfig(
+            "rlr", window=min(2, steps - 1), remainder="likelihood_ratio"
+        ),
+        "rlr, importance-weighted": MethodConfig("rlr", window=min(2, steps - 1), remainder="importance"),
+        "likelihood_ratio": MethodConfig("likelihood_ratio"),
+        "zeroth_order": MethodConfig("zeroth_order"),
+        "truncated, K = 1": MethodConfig("truncated", depth=1),
+        f"truncated, K = {max(1, steps // 2)}": MethodConfig("truncated", depth=max(1, steps // 2)),
+    }
+
+
+@dataclass
+class Diagnosis:
+    """One method's gradient."""
+
+    name: str
+    noise: float
+    """Standard deviation of one update's estimate over the norm of the true gradient."""
+    cosine: float
+    """Between the estimates' mean and the truth, noise taken out of the norms; NaN where noise drowns it."""
+    largest_z: float
+    """Largest |z| of the mean against back-propagation through the whole chain on the same batches, along the
+    true gradient and four random directions."""
+    forward: int
+    """Denoiser evaluations of an update without a gradient."""
+    backward: int
+    """Denoiser evaluations of an update with a gradient."""
+    seconds: float
+    """Of an update, on average."""
+
+
+def diagnose_methods(
+    model: DiffusionModel,
+    reward: Reward,
+    config: TrainConfig,
+    updates: int,
+    methods: dict[str, MethodConfig] | None = None,
+    spread: float = 0.05,
+) -> Iterator[Diagnosis]:
+    """Measure each method on the same `updates` batches of the config's size.
+
+    The truth is full back-propagation on them; the directions come from batches of their own. The
+    adapter's second matrices are drawn with standard deviation `spread`: at 0 half of the gradient is 0.
+    """
+    trainer = Trainer(model, reward, config)
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.no_grad():
+        for name, parameter in trainer.adapter.named_parameters().items():
+            if "lora_B" in name:
+                parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
+
+    others = _estimates(trainer, MethodConfig("full"), updates, first_step=100_000)
+    along = moments(others, random_directions(trainer.adapter.parameters(), 1)).mean
+    directions = [along, *random_directions(trainer.adapter.parameters(), 4)]
+    truth = moments(_estimates(trainer, MethodConfig("full"), updates, first_step=0), directions)
+    for name, options in (methods or methods_for(trainer.chain.T)).items():
+        yield _measure(trainer, name, options, updates, directions, truth)
+
+
+def _measure(
+    trainer: Trainer,
+    name: str,
+    options: MethodConfig,
+    updates: int,
+    directions: list[list[Tensor]],
+    truth: Moments,
+) -> Diagnosis:
+    counts = trainer.chain.evaluations
+    forward, backward, start = counts.forward, counts.backward, time.monotonic()
+    found = moments(_estimates(trainer, options, updates, first_step=0), directions)
+    return Diagnosis(
+        name,
+        relative_noise(found, truth),
+        cosine(found, truth),
+        float(paired_z_scores(found, truth).abs().max()),
+        (counts.forward - forward) // updates,
+        (counts.backward - backward) // updates,
+        (time.monotonic() - start) / updates,
+    )
+
+
+def _estimates(
+    trainer: Trainer, options: MethodConfig, updates: int, first_step: int
+) -> Iterator[list[Tensor]]:
+    """Independent estimates with the adapter's weights as they are."""
+    config = trainer.config
+    estimator = Estimator(
+        trainer.chain, trainer.adapter.parameters(), options, trainer.scorer,
+        pathwise=trainer.scorer.pathwise, differentiable=trainer.reward.differentiable,
+        micro_batch=config.micro_batch, base=trainer.adapter.disabled, seed=config.seed,
+        world=trainer.world,
+    )  # fmt: skip
+    if estimator.needs_calibration:
+        batch = trainer.batches.draw(first_step + 50_000)
+        estimator.calibrate(estimator.sample(first_step + 50_000, batch), batch)
+    for step in range(first_step, first_step + updates):
+        batch = trainer.batches.draw(step)
+        yield estimator.estimate(estimator.sample(step, batch), batch).gradient

@@ -1,0 +1,67 @@
+"""`rlr list`: what there is to choose from."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from typing import Any
+
+from rlr_core.cli.tables import table
+
+
+def add_list(commands: Any) -> None:
+    parser = commands.add_parser(
+        "list", help="models, methods, rewards, samplers", description="What there is to choose from."
+    )
+    parser.add_argument("what", nargs="?", choices=list(LISTS), help="all of them unless given")
+    parser.set_defaults(run=show)
+
+
+def show(args: argparse.Namespace) -> int:
+    chosen = [args.what] if args.what else list(LISTS)
+    print("\n\n".join(f"{name}\n{_indented(LISTS[name]())}" for name in chosen))
+    return 0
+
+
+def _models() -> list[list[str]]:
+    from rlr_core.diffusion.models.loading import BUILT_IN, FAMILIES
+
+    by_path = "by its path: a diffusers folder or a .safetensors checkpoint"
+    return [*([name, "built in"] for name in BUILT_IN), *([name, by_path] for name in FAMILIES)]
+
+
+def _methods() -> list[list[str]]:
+    from rlr_core.methods.table import METHODS
+
+    def takes(row: Any) -> str:
+        return "differentiable rewards" if row.pathwise == "needed" else "any reward"
+
+    return [[row.name, row.summary, takes(row), f"bias: {row.bias}"] for row in METHODS.values()]
+
+
+def _rewards() -> list[list[str]]:
+    from rlr_core.rewards.catalog import list_rewards
+
+    rows = list_rewards()
+    return [
+        [row.name, row.summary, "ready" if row.ready else f"missing: {row.missing}", row.options]
+        for row in rows
+    ]
+
+
+def _samplers() -> list[list[str]]:
+    from rlr_core.diffusion import kernels
+
+    names = [*kernels.DIFFUSION_KERNELS, *kernels.FLOW_KERNELS]
+    return [["auto", "what fits the model"], *([name, _first_line(getattr(kernels, name))] for name in names)]
+
+
+LISTS = {"models": _models, "methods": _methods, "rewards": _rewards, "samplers": _samplers}
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").split("\n")[0].rstrip(".")
+
+
+def _indented(rows: list[list[str]]) -> str:
+    return "\n".join(f"  {line}" for line in table(rows).splitlines())

@@ -1,0 +1,1 @@
+"""How the built-in model, reward and judge were made: `python -m rlr_core.demo.build`."""

@@ -1,0 +1,118 @@
+"""The watch on a run: a judge and the reward itself, on held-out prompts and seeds that never change.
+
+Train on one reward, watch another: a judge that falls while the reward rises is reward hacking seen early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor
+
+from rlr_core.common.distributed import World
+from rlr_core.config import EvaluationConfig
+from rlr_core.diffusion.chain import Chain, Evaluations
+from rlr_core.evaluation import measures
+from rlr_core.evaluation.measures import Evaluation
+from rlr_core.rewards.base import Reward
+from rlr_core.training.batches import PromptBook
+
+
+class Watch:
+    """Evaluates at will; remembers the first evaluation, the latest, and the best with its adapter."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        reward: Reward,
+        judge: Reward | None,
+        book: PromptBook,
+        prompts: Sequence[int],
+        settings: EvaluationConfig,
+        *,
+        seed: int,
+        latent_shape: Sequence[int],
+        keep: int,
+        world: World,
+        averaged: Callable[[], AbstractContextManager],
+        adapter_state: Callable[[], dict[str, Tensor]],
+    ):
+        """prompts: numbers in the book; keep: pictures to hold on to; averaged: context in which the adapter
+        is as it will be saved; adapter_state: copies of its weights."""
+        self.chain, self.reward, self.judge, self.book = chain, reward, judge, book
+        self.settings, self.latent_shape, self.keep, self.world = settings, latent_shape, keep, world
+        self.averaged, self.adapter_state = averaged, adapter_state
+        index, self.seeds = measures.plan(len(prompts), settings.samples, seed)
+        self.chosen = [prompts[i] for i in index]
+        self.before: Evaluation | None = None
+        self.latest: Evaluation | None = None
+        self.best: tuple[Evaluation, dict[str, Tensor]] | None = None
+
+    @property
+    def judged_by(self) -> str:
+        """Which scores are the judge's: the reward's own where there is no judge."""
+        return "judge" if self.judge is not None else "reward"
+
+    def look(self, on_progress: Callable[[int, int], None] | None = None) -> Evaluation:
+        """Evaluate the adapter as it would be saved now."""
+        rewards = {"reward": self.reward}
+        if self.judge is not None:
+            rewards["judge"] = self.judge
+        state, counts = self.reward.state_dict(), self.chain.evaluations
+        self.chain.evaluations = Evaluations()  # what watching costs is not the training's
+        with self.averaged():
+            found = measures.evaluate(
+                self.chain, rewards, self.book.texts(self.chosen), self.seeds,
+                lambda places: self.book.conditioning([self.chosen[i] for i in places]), self.latent_shape,
+                batch=self.settings.batch, device=self.book.device, keep=self.keep,
+                on_progress=on_progress, world=self.world,
+            )  # fmt: skip
+        self.reward.load_state_dict(state)  # watching must not move a reward's running means
+        self.chain.evaluations = counts
+        return found
+
+    def dropped(self, found: Evaluation) -> bool:
+        """Take in an evaluation; whether its judge is significantly below the best, if that is to stop it."""
+        self.before = self.before or found
+        self.latest = found
+        if not self.settings.stop_when_judge_drops:
+            return False
+        gain = measures.difference(self.best[0], found, self.judged_by) if self.best else None
+        if gain is None or gain.mean > 0:
+            with self.averaged():
+                self.best = (found, self.adapter_state())
+            return False
+        return gain.high < 0
+
+    def row(self, found: Evaluation) -> dict[str, Any]:
+        """An evaluation as entries of metrics.jsonl."""
+        judged, held_out = found.estimate(self.judged_by), found.estimate("reward")
+        return {
+            "judge/mean": judged.mean,
+            "judge/low": judged.low,
+            "judge/high": judged.high,
+            "reward/held_out": held_out.mean,
+            "reward/held_out_low": held_out.low,
+            "reward/held_out_high": held_out.high,
+            "diversity": found.diversity,
+        }
+
+    def to_state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Groups of tensors and JSON values that `from_state` takes back."""
+        groups, values = {}, {}
+        kept = {"before": self.before, "latest": self.latest, "best": self.best and self.best[0]}
+        for name, found in kept.items():
+            if found is not None:
+                groups[name], values[name] = found.to_state()
+        if self.best is not None:
+            groups["best_adapter"] = self.best[1]
+        return groups, values
+
+    def from_state(self, groups: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
+        kept = {name: Evaluation.from_state(groups[name], values[name])
+                for name in ("before", "latest", "best") if name in values}  # fmt: skip
+        self.before, self.latest = kept.get("before"), kept.get("latest")
+        if "best" in kept:
+            self.best = (kept["best"], groups["best_adapter"])

@@ -1,0 +1,1 @@
+"""Networks that rewards share: CLIP, BLIP, what pictures go through before them."""
