@@ -12,12 +12,12 @@ from .schema import CATEGORY, Node, RlrMethod, rare
 
 NAMES = ["adaptive", "rlr", "full", "truncated", "likelihood_ratio", "ddpo", "zeroth_order"]
 
-COMMON = ("kl", "advantage")
+COMMON = ("kl_weight", "advantage")
 OWN = {
     "adaptive": ("budget",),
     "rlr": ("window", "start", "start_range", "remainder", "perturbation", "perturbations"),
     "truncated": ("depth", "random_depth"),
-    "ddpo": ("clip", "inner_epochs"),
+    "ddpo": ("clip_range", "inner_epochs"),
     "zeroth_order": ("perturbation", "perturbations"),
 }
 """Settings that each method reads; the others stay at their defaults, so that they start no new run."""
@@ -43,7 +43,7 @@ class MethodNode(Node):
                     "through the last K (DRaFT-K, AlignProp). likelihood_ratio: REINFORCE. ddpo: PPO's clip. "
                     "zeroth_order: perturbed weights, rewards only.",
                 ),
-                io.Float.Input("kl", default=default.kl, min=0.0, max=100.0, step=0.001,
+                io.Float.Input("kl_weight", default=default.kl_weight, min=0.0, max=100.0, step=0.001,
                                tooltip="Weight of the KL divergence to the base model: holds the model back "
                                "from pleasing the reward at any price. Try 0.01."),
                 io.Float.Input("budget", default=default.budget, min=0.05, max=1.0, step=0.05,
@@ -72,7 +72,7 @@ class MethodNode(Node):
                      tooltip="rlr and zeroth_order: size of the noise on the LoRA's weights."),
                 rare(io.Int.Input, "perturbations", default=default.perturbations, min=1, max=256,
                      tooltip="rlr and zeroth_order: perturbations per update."),
-                rare(io.Float.Input, "clip", default=default.clip, min=0.001, max=1.0, step=0.01,
+                rare(io.Float.Input, "clip_range", default=default.clip_range, min=0.001, max=1.0, step=0.01,
                      tooltip="ddpo: PPO's clip of the likelihood ratio."),
                 rare(io.Int.Input, "inner_epochs", default=default.inner_epochs, min=1, max=32,
                      tooltip="ddpo: optimiser steps per update."),

@@ -105,7 +105,9 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
             text_encoder=inputs["text_encoder"],
         ),
         optimizer=OptimizerConfig(
-            learning_rate=inputs["learning_rate"], max_norm=inputs["max_norm"], average=inputs["average"]
+            learning_rate=inputs["learning_rate"],
+            max_grad_norm=inputs["max_grad_norm"],
+            ema_decay=inputs["ema_decay"],
         ),
         evaluation=EvaluationConfig(
             judge=judge.name if judge else None,
@@ -268,10 +270,10 @@ def train_inputs() -> list[io.Input]:
         rare(io.Boolean.Input, "stop_when_judge_drops", default=False,
              tooltip="Stop when the judge falls significantly below its best, and keep the LoRA of the "
              "best."),
-        rare(io.Float.Input, "max_norm", default=1.0, min=0.0, max=1000.0, step=0.01, round=0.0001,
+        rare(io.Float.Input, "max_grad_norm", default=1.0, min=0.0, max=1000.0, step=0.01, round=0.0001,
              tooltip="Gradients longer than this are shortened to it; 0 leaves them as they are. When a run "
              "walks off, set it to the usual gradient/norm of its metrics.jsonl."),
-        rare(io.Float.Input, "average", default=0.0, min=0.0, max=0.9999, step=0.01, round=0.0001,
+        rare(io.Float.Input, "ema_decay", default=0.0, min=0.0, max=0.9999, step=0.01, round=0.0001,
              tooltip="Decay of a running average of the LoRA, which is then watched and saved instead of the "
              "last; 0.9 calms short runs with a high learning rate."),
         rare(io.Boolean.Input, "text_encoder", default=False,

@@ -21,9 +21,11 @@ def rollout_against_pipeline(
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    from rlr_core.diffusion.chain import Chain, Noise, rollout
+    from rlr_core.config.prompts import Prompt
+    from rlr_core.diffusion.chain import Chain
+    from rlr_core.diffusion.conditioning import PromptBook
     from rlr_core.diffusion.models.loading import load_model
-    from rlr_core.training.batches import Prompt, PromptBook
+    from rlr_core.diffusion.rollout import Noise, rollout
 
     model = load_model(path)
     pipeline = StableDiffusionPipeline.from_pretrained(path, torch_dtype=model.dtype, safety_checker=None)

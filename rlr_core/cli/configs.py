@@ -88,6 +88,6 @@ def _self_contained(config: TrainConfig) -> TrainConfig:
             config.prompts = training_prompts()
     elif Path(config.model).expanduser().exists():
         config.model = str(Path(config.model).expanduser().absolute())
-    from rlr_core.training.batches import with_prompts_read
+    from rlr_core.config.prompts import with_prompts_read
 
     return with_prompts_read(config)

@@ -62,9 +62,10 @@ def sample(args: argparse.Namespace) -> int:
     seeds = args.seeds or [config.seed]
 
     from rlr_core.cli.progress import Counter
+    from rlr_core.common.atomic import replacing
+    from rlr_core.common.images import grid, to_pil
     from rlr_core.evaluation import sampling
-    from rlr_core.evaluation.plots import grid, to_pil
-    from rlr_core.training.run_folder import replacing, require_free
+    from rlr_core.training.run_folder import require_free
 
     folder = Path(args.out).expanduser()
     require_free(folder)
@@ -130,7 +131,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 
 def _held_out(config: TrainConfig) -> list[Any]:
-    from rlr_core.training.batches import read_prompts
+    from rlr_core.config.prompts import read_prompts
 
     prompts = config.evaluation.prompts or config.prompts
     if prompts is None:

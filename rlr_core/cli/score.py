@@ -30,9 +30,9 @@ def add_score(commands: Any) -> None:
 
 
 def score(args: argparse.Namespace) -> int:
+    from rlr_core.common.atomic import replacing
     from rlr_core.diffusion.models.loading import find_device
     from rlr_core.rewards.catalog import score_csv, score_images, score_table
-    from rlr_core.training.run_folder import replacing
 
     device = find_device(args.device)
     rows = score_images(args.images, args.reward, args.prompt, device, _options(args.option))

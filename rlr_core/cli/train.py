@@ -77,7 +77,7 @@ def _config_of(folder: str) -> TrainConfig:
 def _run(config: TrainConfig, resume: bool) -> int:
     """Check everything that is cheap to check, load, train, report."""
     check_config(config)
-    from rlr_core.training.batches import read_prompts
+    from rlr_core.config.prompts import read_prompts
     from rlr_core.training.run_folder import require_free
 
     for prompts in (config.prompts, config.evaluation.prompts or config.prompts):

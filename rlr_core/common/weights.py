@@ -8,7 +8,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from rlr_core.errors import UserError
+
+DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32,
+    "float16": torch.float16, "fp16": torch.float16,
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+}  # fmt: skip
+"""Names of the types that weights may have, in models and rewards alike."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Tensor name -> shape."""
@@ -103,4 +112,3 @@ def kind_of(shapes: Shapes) -> str:
             # a VAE in diffusers layout has down_blocks too, but a decoder beside them
             return "vae" if name == "unet" and "decoder.conv_in.weight" in shapes else name
     return "unknown"
-

@@ -67,13 +67,13 @@ class MethodConfig:
     """adaptive: share of the chain that is walked back, on average over random depths; 1 walks all of it."""
     surrogate: bool = True
     """adaptive: with a black-box reward that has a differentiable stand-in, use it to lower the noise."""
-    clip: float = 0.2
+    clip_range: float = 0.2
     """ddpo: PPO's clip of the likelihood ratio."""
     inner_epochs: int = 2
     """ddpo: optimiser steps per rollout."""
     advantage: str = "leave_one_out"
     """Baseline: leave_one_out (of the same prompt), z_score (divided by its deviation too), running_mean."""
-    kl: float = 0.0
+    kl_weight: float = 0.0
     """Weight beta of the exact KL divergence to the base model."""
 
 
@@ -109,9 +109,9 @@ class OptimizerConfig:
     """Adam's decay of the gradient's square; short runs want it shorter than the usual 0.999."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the adapter."""
-    max_norm: float = 1.0
+    max_grad_norm: float = 1.0
     """Gradients longer than this are shortened to it; 0 leaves them as they are."""
-    average: float = 0.0
+    ema_decay: float = 0.0
     """Decay of the running average of the adapter's weights that is evaluated and saved; 0 saves the last."""
 
 

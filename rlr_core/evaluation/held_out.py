@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rlr_core.common.distributed import World
 from rlr_core.config import EvaluationConfig
-from rlr_core.diffusion.chain import Chain, Evaluations
+from rlr_core.diffusion.chain import Chain, EvaluationCounts
+from rlr_core.diffusion.conditioning import PromptBook
 from rlr_core.evaluation import measures
 from rlr_core.evaluation.measures import Evaluation
 from rlr_core.rewards.base import Reward
-from rlr_core.training.batches import PromptBook
 
 
 class Watch:
@@ -61,7 +61,7 @@ class Watch:
         if self.judge is not None:
             rewards["judge"] = self.judge
         state, counts = self.reward.state_dict(), self.chain.evaluations
-        self.chain.evaluations = Evaluations()  # what watching costs is not the training's
+        self.chain.evaluations = EvaluationCounts()  # what watching costs is not the training's
         with self.averaged():
             found = measures.evaluate(
                 self.chain, rewards, self.book.texts(self.chosen), self.seeds,

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlr_core.common.distributed import Alone, World
-from rlr_core.diffusion.chain import Chain, Conditioning, Noise, rollout
+from rlr_core.diffusion.chain import Chain
+from rlr_core.diffusion.conditioning import Conditioning
+from rlr_core.diffusion.rollout import Noise, rollout
 
 if TYPE_CHECKING:
     from rlr_core.rewards.base import Reward

@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlr_core.common.images import to_pil
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from PIL.Image import Image
     from torch import Tensor
 
     from rlr_core.evaluation.measures import Evaluation
 
 BLUE, ORANGE, GREEN, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#777777"
-TILE = 128  # pixels a side, at least, of a picture in a grid
 
 
 def plot_reward(
@@ -98,39 +98,6 @@ def plot_before_after(
                 ha="center", va="center", fontsize=8, color=color, parse_math=False,
             )  # fmt: skip
     figure.savefig(path, dpi=150, format="png")
-
-
-def grid(images: Tensor, columns: int | None = None, gap: int = 4) -> Image:
-    """Pictures [N, 3, H, W] (or [N, F, 3, H, W]) in [0, 1] side by side on white; tiny ones are enlarged."""
-    from PIL import Image
-
-    tiles = [enlarged(to_pil(image)) for image in images]
-    columns = columns or math.ceil(math.sqrt(len(tiles)))
-    width, height = tiles[0].size
-    rows = math.ceil(len(tiles) / columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, columns)
-        sheet.paste(tile, (gap + column * (width + gap), gap + row * (height + gap)))
-    return sheet
-
-
-def enlarged(picture: Image, least: int = TILE) -> Image:
-    """A picture of fewer than `least` pixels a side, every pixel repeated; a larger one as it is."""
-    factor = math.ceil(least / max(picture.size))
-    return picture.resize((picture.width * factor, picture.height * factor), resample=0)
-
-
-def to_pil(image: Any) -> Image:
-    """A PIL image as it is, or from a tensor [3, H, W] in [0, 1]; the middle frame of [F, 3, H, W]."""
-    from PIL import Image
-
-    if isinstance(image, Image.Image):
-        return image
-    if image.ndim == 4:
-        image = image[len(image) // 2]
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 # --- the panels of reward.png ---

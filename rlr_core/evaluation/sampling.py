@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlr_core.config import SamplerConfig
+from rlr_core.config.prompts import read_prompts
 from rlr_core.diffusion.chain import Chain
+from rlr_core.diffusion.conditioning import PromptBook
 from rlr_core.errors import UserError
 from rlr_core.evaluation import measures
 from rlr_core.evaluation.measures import Evaluation
 from rlr_core.rewards import load_reward
-from rlr_core.training.batches import PromptBook, read_prompts
 
 if TYPE_CHECKING:
     from torch import Tensor

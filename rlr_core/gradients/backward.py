@@ -21,7 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlr_core.diffusion.chain import Conditioning, Trajectory
+from rlr_core.diffusion.conditioning import Conditioning
+from rlr_core.diffusion.rollout import Trajectory
 from rlr_core.gradients.plan import Plan
 
 
@@ -64,11 +65,11 @@ class Proximity:
 
     base: Callable[[], AbstractContextManager] = nullcontext
     """Context in which the chain's mean is the base model's."""
-    kl: float = 0.0
+    kl_weight: float = 0.0
     """Weight beta of the KL divergence to the base."""
     kl_sigma: float = 1.0
     """Stand-in for sigma at steps without noise: the smallest positive one (section 5)."""
-    clip: float | None = None
+    clip_range: float | None = None
     """PPO's clip; None for trajectories that the present parameters sampled."""
 
 
@@ -134,7 +135,7 @@ def walk(
         p, lam, weight = pick(pathwise), _column(pick(lam_of[t]), x), _column(pick(weight_of[t]), x)
         if sigma > 0:
             advantage = pick(signals.advantage)
-            score, factor = _score(trajectory, t, sigma, mu, pick, advantage, proximity.clip, result)
+            score, factor = _score(trajectory, t, sigma, mu, pick, advantage, proximity.clip_range, result)
             ratio = _column(advantage * factor, x) * score
             if observer is not None:
                 observer.cotangents(t, p, ratio)
@@ -246,14 +247,14 @@ def _kl_pull(
     result: WalkResult,
 ) -> Tensor | None:
     """-beta (mu - mu_base) / sigma^2: the pull to the base, for the parameters alone (section 5)."""
-    if proximity.kl <= 0:
+    if proximity.kl_weight <= 0:
         return None
     with torch.no_grad(), proximity.base():
         base = chain.mean(x.detach(), t, conditioning)
     variance = (sigma if sigma > 0 else proximity.kl_sigma) ** 2
     difference = mu.detach() - base
     result.kl = result.kl + (weight * difference.square()).sum() / (2 * variance)
-    return -proximity.kl * difference / variance
+    return -proximity.kl_weight * difference / variance
 
 
 def _column(per_sample: Tensor, like: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rlr_core.common.distributed import Alone, World
 from rlr_core.config import MethodConfig
-from rlr_core.diffusion.chain import Conditioning, Noise, Trajectory, rollout
+from rlr_core.diffusion.conditioning import Conditioning
+from rlr_core.diffusion.rollout import Noise, Trajectory, rollout
 from rlr_core.errors import UserError
 from rlr_core.gradients.advantages import advantages
 from rlr_core.gradients.backward import ChainLike, Proximity, Signals, WalkResult, walk
@@ -264,8 +265,8 @@ class Estimator:
         """The update's gradient. replay: an inner epoch of ddpo, the parameters have moved since."""
         statistics = Statistics(self.chain.T)
         proximity = Proximity(
-            self.base, self.options.kl, min((s for s in self.sigmas if s > 0), default=1.0),
-            self.options.clip if self.method.name == "ddpo" else None,
+            self.base, self.options.kl_weight, min((s for s in self.sigmas if s > 0), default=1.0),
+            self.options.clip_range if self.method.name == "ddpo" else None,
         )  # fmt: skip
         totals = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.parameters]
         twins, size = rollouts.rewards.shape
@@ -290,7 +291,7 @@ class Estimator:
             self._remember(rollouts, statistics)
         return Estimate(
             totals,
-            float(self.world.sum(kl)) if self.options.kl > 0 else float("nan"),
+            float(self.world.sum(kl)) if self.options.kl_weight > 0 else float("nan"),
             float(ratio_error),
             float(self.world.sum(clipped)),
         )

@@ -10,7 +10,6 @@ diffusers  unet.<module path>.lora_A.weight and .lora_B.weight, alpha in the met
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from rlr_core.common.atomic import replacing
 from rlr_core.errors import UserError
 from rlr_core.lora.names import LEVEL, in_file, prefix, split
 
@@ -65,10 +65,12 @@ def save_lora(
     layout: str = "kohya",
     metadata: Mapping[str, object] | None = None,
     dtype: torch.dtype = torch.float32,
+    way_out: str = "Choose another place.",
 ) -> Path:
     """Write the adapter as a .safetensors file and return its path; an existing file is replaced at once.
 
     metadata: what to remember about the run (method, reward, steps, ...), stored as 'rlr_<key>' strings.
+    way_out: what to do when the disk is full, the end of that sentence.
     The alpha in the file is the trained one: strength 1 on loading is the adapter as it was trained.
     """
     if layout not in LAYOUTS:
@@ -88,7 +90,7 @@ def save_lora(
     header = _header(adapter, modules, metadata or {})
     if layout == "diffusers":
         header[DIFFUSERS_METADATA] = json.dumps(_peft_settings(adapter.model, modules))
-    write_tensors(tensors, path, header)
+    write_tensors(tensors, path, header, way_out)
     return path
 
 
@@ -209,28 +211,17 @@ def _diffusers_alphas(metadata: Mapping[str, str], names: Mapping[str, object]) 
 # --- writing ---
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """A .safetensors file, with this metadata. Raises UserError where the disk refuses.
+def write_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str], way_out: str = "Choose another place."
+) -> None:
+    """A .safetensors file, with this metadata. Raises UserError where the disk refuses; way_out ends it.
 
-    Written beside the target, flushed, then renamed: the file is never seen half-written. The same tensors
-    and metadata make the same bytes.
+    The same tensors and metadata make the same bytes.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save
 
-    temporary = path.with_name(f".writing-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = _canonical(save(tensors, metadata=metadata))
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The LoRA could not be written to {path}: {error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, way_out) as temporary:
+        temporary.write_bytes(_canonical(save(tensors, metadata=metadata)))
 
 
 def _canonical(data: bytes) -> bytes:

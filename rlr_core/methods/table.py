@@ -64,10 +64,10 @@ class Method:
     def check(self, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
         """Raise UserError where the settings cannot work with this sampler."""
         T = sampler.steps
-        if self.name == "zeroth_order" and options.kl > 0:
+        if self.name == "zeroth_order" and options.kl_weight > 0:
             raise UserError(
-                "Method 'zeroth_order' only sees rewards, and method.kl cannot act: set it to 0, or choose "
-                "another method."
+                "Method 'zeroth_order' only sees rewards, and method.kl_weight cannot act: set it to 0, or "
+                "choose another method."
             )
         if self.noise and sampler.eta == 0 and sampler.last_step_noise == 0:
             raise UserError(

@@ -80,7 +80,7 @@ def score_images(
     options: the constructor's options of a reward that is given by name, when there is one reward.
     Raises UserError for a path that leads to no picture, an unreadable picture, or what the reward refuses.
     """
-    from rlr_core.rewards.target import read_picture
+    from rlr_core.common.images import read_picture
 
     paths = find_pictures(images)
     rewards = [rewards] if isinstance(rewards, (str, Reward)) else list(rewards)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlr_core.common.images import read_picture
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
 from rlr_core.rewards.towers.preprocess import crop_shorter_side, resize
@@ -98,23 +99,6 @@ def parse_colour(colour: str | Sequence[float]) -> tuple[float, float, float]:
     if len(values) != 3 or not all(0 <= value <= 1 for value in values):
         raise UserError(f"A colour is three numbers in [0, 1], not {list(values)}.")
     return values
-
-
-def read_picture(picture: str | os.PathLike | Tensor) -> Tensor:
-    """Pixels [3, H, W], float32 in [0, 1], of an image file or a tensor. Raises UserError."""
-    import numpy
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(picture, Tensor):
-        if picture.ndim != 3 or picture.shape[0] != 3:
-            raise UserError(f"A picture is a tensor [3, H, W] in [0, 1], not {list(picture.shape)}.")
-        return picture.detach().float().clone()
-    try:
-        with Image.open(picture) as image:
-            pixels = numpy.asarray(image.convert("RGB"), dtype=numpy.float32) / 255
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{picture} is not an image that can be read ({error}).") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _cover(images: Tensor, height: int, width: int) -> Tensor:

@@ -25,7 +25,7 @@ class Ascent:
             "weight_decay": config.weight_decay,
         }
         self.optimizer = _optimizer_class(config.name)(self.parameters, **arguments)
-        self.averages = [p.detach().clone() for p in self.parameters] if config.average else None
+        self.averages = [p.detach().clone() for p in self.parameters] if config.ema_decay else None
         self.taken = 0
 
     def learning_rate(self, step: int) -> float:
@@ -48,7 +48,7 @@ class Ascent:
         value = float(norm)
         if not math.isfinite(value):
             return value, False
-        limit = self.config.max_norm
+        limit = self.config.max_grad_norm
         scale = -min(1.0, limit / value) if limit and value > 0 else -1.0
         for parameter, direction in zip(self.parameters, gradient, strict=True):
             parameter.grad = direction.to(parameter.dtype) * scale
@@ -64,7 +64,7 @@ class Ascent:
         self.taken += 1
         if self.averages is not None:
             # while few steps are taken, the plain mean; later the running one
-            decay = min(self.config.average, self.taken / (self.taken + 1))
+            decay = min(self.config.ema_decay, self.taken / (self.taken + 1))
             torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
 
     @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from rlr_core.diffusion.chain import Evaluations
+from rlr_core.diffusion.chain import EvaluationCounts
 from rlr_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def measure(trainer: Trainer) -> Need:
     book, first = trainer.batches.book, trainer.batches.prompts[:1]
     conditioning, text = book.conditioning(first), book.texts(first)
     latents = torch.zeros(1, *trainer.latent_shape, device=model.device)
-    chain.evaluations = Evaluations()
+    chain.evaluations = EvaluationCounts()
 
     def step() -> Tensor:
         return chain.mean(latents.clone().requires_grad_(True), chain.T, conditioning)

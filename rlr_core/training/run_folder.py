@@ -12,15 +12,15 @@ metrics.jsonl grows a flushed line at a time; a torn last line is ignored.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlr_core.common.atomic import TEMPORARY, disk, remove_temporaries, replacing
 from rlr_core.config import TrainConfig, load_config, save_config, state_differences
 from rlr_core.errors import UserError
 
@@ -31,7 +31,6 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 STATE = "state/state.safetensors"
 LORA = "lora.safetensors"
-_TEMPORARY = ".writing-"  # in front of a file's name while it is written
 
 
 class RunFolder:
@@ -47,9 +46,9 @@ class RunFolder:
         """A new run folder that holds the config. Raises UserError where there already is something."""
         path = Path(path).expanduser()
         require_free(path)
-        with _disk(path):
+        with disk(path):
             path.mkdir(parents=True, exist_ok=True)
-            _remove_temporaries(path)
+            remove_temporaries(path, path / "state", path / "samples")
         folder = cls(path, config)
         folder.write_text(CONFIG, save_config(config))
         return folder
@@ -65,8 +64,8 @@ class RunFolder:
             raise UserError(f"There is no run folder {str(path)!r}.")
         if not (path / CONFIG).is_file():
             raise UserError(f"{str(path)!r} is not a run folder: it holds no {CONFIG}.")
-        with _disk(path):
-            _remove_temporaries(path)
+        with disk(path):
+            remove_temporaries(path, path / "state", path / "samples")
         return cls(path, load_config(path / CONFIG))
 
     @classmethod
@@ -93,7 +92,7 @@ class RunFolder:
         """Add a row: numbers, strings, None, nested. JSON has no infinity and no NaN: they become null."""
         data = (json.dumps(_plain(row), allow_nan=False) + "\n").encode()
         path = self.path / METRICS
-        with _disk(path, self._way_out()), open(path, "ab", buffering=0) as file:
+        with disk(path, self._way_out()), open(path, "ab", buffering=0) as file:
             size = file.tell()
             try:
                 while data:
@@ -145,13 +144,13 @@ class RunFolder:
 
     def save_samples(self, step: int, images: Tensor, columns: int | None = None) -> Path:
         """samples/step_000010.png: a grid of images [N, 3, H, W] or [N, F, 3, H, W] in [0, 1]."""
-        from rlr_core.evaluation.plots import grid
+        from rlr_core.common.images import grid
 
         return self.save_image(f"samples/step_{step:06d}.png", grid(images, columns))
 
     def save_image(self, name: str, image: Any) -> Path:
         """A picture as PNG: a PIL image, or a tensor [3, H, W] in [0, 1]. Returns its path."""
-        from rlr_core.evaluation.plots import to_pil
+        from rlr_core.common.images import to_pil
 
         with self.replacing(name) as path:
             to_pil(image).save(path, format="PNG")
@@ -173,30 +172,10 @@ class RunFolder:
         return "No state had been saved yet: make room and start again."
 
 
-@contextmanager
-def replacing(target: Path, way_out: str = "Make room and start again.") -> Iterator[Path]:
-    """A temporary path to write to; on leaving it takes the target's place, whole, or not at all.
-
-    Raises UserError where the disk is full or refuses; way_out is the end of what it says.
-    """
-    temporary = target.with_name(_TEMPORARY + target.name)
-    with _disk(target, way_out):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            _flush(temporary)
-            os.replace(temporary, target)
-            _flush(target.parent)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-
-
 def require_free(path: str | Path) -> None:
     """Raise UserError where `path` already holds something that a new run would overwrite."""
     path = Path(path).expanduser()
-    with _disk(path):
+    with disk(path):
         if not path.exists():
             return
         if not path.is_dir():
@@ -205,7 +184,7 @@ def require_free(path: str | Path) -> None:
             raise UserError(
                 f"{str(path)!r} already holds a run: go on with --resume {path}, or choose another --out."
             )
-        if any(not child.name.startswith(_TEMPORARY) for child in path.iterdir()):
+        if any(not child.name.startswith(TEMPORARY) for child in path.iterdir()):
             raise UserError(f"{str(path)!r} exists and is not empty: choose another --out.")
 
 
@@ -222,37 +201,6 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             if isinstance(row, dict) and "step" in row:
                 rows.append(row)
     return rows
-
-
-@contextmanager
-def _disk(target: Path, way_out: str = "Choose another place.") -> Iterator[None]:
-    """Turn what a disk can refuse into a sentence."""
-    try:
-        yield
-    except Exception as error:
-        # Files that safetensors writes report a full disk in their message only.
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise UserError(f"The disk is full: {str(target)!r} could not be written. {way_out}") from error
-        if isinstance(error, OSError):
-            raise UserError(f"Cannot write {str(target)!r}: {error.strerror or error}. {way_out}") from error
-        raise
-
-
-def _remove_temporaries(path: Path) -> None:
-    for folder in (path, path / "state", path / "samples"):
-        for leftover in folder.glob(_TEMPORARY + "*"):
-            leftover.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
-        return  # Windows keeps the names itself
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _plain(value: Any) -> Any:

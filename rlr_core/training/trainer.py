@@ -20,8 +20,10 @@ from torch import Tensor
 
 from rlr_core.common.distributed import World
 from rlr_core.config import TrainConfig
+from rlr_core.config.prompts import read_prompts, with_prompts_read
 from rlr_core.config.validate import check_config
 from rlr_core.diffusion.chain import Chain
+from rlr_core.diffusion.conditioning import PromptBook
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
 from rlr_core.evaluation.held_out import Watch
@@ -31,7 +33,7 @@ from rlr_core.lora.attach import Adapter, attach
 from rlr_core.lora.formats import save_lora
 from rlr_core.rewards import load_reward
 from rlr_core.rewards.base import Reward
-from rlr_core.training.batches import Batches, PromptBook, read_prompts, with_prompts_read
+from rlr_core.training.batches import Batches
 from rlr_core.training.events import Event, OnEvent
 from rlr_core.training.interrupts import Interrupts
 from rlr_core.training.metrics import peak_bytes
@@ -216,7 +218,7 @@ class Trainer:
                 f"The likelihood ratio of unchanged weights is off by {estimate.ratio_error:.2g}: the "
                 f"denoiser is not repeatable in {self.model.dtype}; use dtype=fp32, or another method."
             )
-        kl = estimate.kl if method.kl > 0 else self.estimator.measure_kl(rollouts)
+        kl = estimate.kl if method.kl_weight > 0 else self.estimator.measure_kl(rollouts)
         norm, taken = self.ascent.climb(estimate.gradient, self.step)
         for _ in range(method.inner_epochs - 1 if method.name == "ddpo" and taken else 0):
             again = self.estimator.estimate(rollouts, batch, replay=True)

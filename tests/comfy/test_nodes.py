@@ -283,8 +283,8 @@ def test_prompts_come_from_a_file_and_a_part_is_held_out(run, base):
 def test_a_method_keeps_only_its_own_settings(run):
     from rlr_core.config import MethodConfig
 
-    (method,) = run("RLR_Method", method="truncated", depth_K=3, budget=0.1, kl=0.02)
-    assert method == MethodConfig("truncated", depth=3, kl=0.02)
+    (method,) = run("RLR_Method", method="truncated", depth_K=3, budget=0.1, kl_weight=0.02)
+    assert method == MethodConfig("truncated", depth=3, kl_weight=0.02)
 
 
 def test_the_report_reads_a_run_and_a_cancelled_one(run, sockets_of):

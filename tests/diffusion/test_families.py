@@ -9,8 +9,10 @@ from tiny_sd import write_tiny_sd
 
 from rlr_core.config import SamplerConfig
 from rlr_core.diffusion import kernels
-from rlr_core.diffusion.chain import Chain, Conditioning, Noise, rollout
+from rlr_core.diffusion.chain import Chain
+from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.models.stable_diffusion import StableDiffusion
+from rlr_core.diffusion.rollout import Noise, rollout
 from rlr_core.errors import UserError
 from rlr_core.lora import attach
 

@@ -11,8 +11,8 @@ from tiny_sd import write_tiny_sd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlr_core.config import SamplerConfig
-from rlr_core.diffusion.chain import Noise
 from rlr_core.diffusion.models.loading import load_model
+from rlr_core.diffusion.rollout import Noise
 from rlr_core.errors import UserError
 from rlr_core.lora import apply_lora, attach
 

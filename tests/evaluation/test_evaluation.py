@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from rlr_core.diffusion.chain import Chain, Conditioning, Noise, rollout
+from rlr_core.diffusion.chain import Chain
+from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.kernels import Step
+from rlr_core.diffusion.rollout import Noise, rollout
 from rlr_core.errors import UserError
 from rlr_core.evaluation.measures import Estimate, Evaluation, difference, diversity, evaluate, plan
 from rlr_core.rewards.base import CallableReward

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rlr_core.common import images
 from rlr_core.evaluation import plots
 from rlr_core.evaluation.measures import Evaluation
 
@@ -185,13 +186,13 @@ def test_no_prompt_makes_matplotlib_complain(tmp_path):
     ("count", "columns", "size"), [(1, None, (1, 1)), (5, None, (3, 2)), (8, 4, (4, 2)), (3, 8, (8, 1))]
 )
 def test_a_grid_is_as_square_as_it_goes_or_has_the_columns_it_is_told(count, columns, size):
-    sheet = plots.grid(torch.rand(count, 3, 200, 300), columns)
+    sheet = images.grid(torch.rand(count, 3, 200, 300), columns)
     assert sheet.size == (size[0] * 304 + 4, size[1] * 204 + 4)
 
 
 def test_a_grid_puts_every_picture_in_its_place_in_reading_order():
-    images = torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 3, 130, 130)
-    sheet = plots.grid(images, 3)
+    pictures = torch.linspace(0, 1, 6)[:, None, None, None].expand(6, 3, 130, 130)
+    sheet = images.grid(pictures, 3)
     for number in range(6):
         row, column = divmod(number, 3)
         expected = round(number / 5 * 255)
@@ -200,16 +201,16 @@ def test_a_grid_puts_every_picture_in_its_place_in_reading_order():
 
 
 def test_tiny_pictures_are_enlarged_pixel_by_pixel():
-    picture = plots.enlarged(plots.to_pil(torch.eye(8).expand(3, 8, 8)))
+    picture = images.enlarged(images.to_pil(torch.eye(8).expand(3, 8, 8)))
     assert picture.size == (128, 128)
     assert set(picture.getdata()) == {(0, 0, 0), (255, 255, 255)}
 
 
 def test_pixels_are_rounded_and_clamped_and_of_a_video_the_middle_frame_is_shown():
     video = torch.tensor([0.0, 2.0, -1.0])[:, None, None, None].expand(3, 3, 4, 4)
-    assert plots.to_pil(video).getpixel((0, 0)) == (255, 255, 255)
-    assert plots.to_pil(video[2]).getpixel((0, 0)) == (0, 0, 0)
-    assert plots.to_pil(torch.full((3, 2, 2), 0.4999)).getpixel((0, 0)) == (127, 127, 127)
+    assert images.to_pil(video).getpixel((0, 0)) == (255, 255, 255)
+    assert images.to_pil(video[2]).getpixel((0, 0)) == (0, 0, 0)
+    assert images.to_pil(torch.full((3, 2, 2), 0.4999)).getpixel((0, 0)) == (127, 127, 127)
 
 
 def test_importing_plots_imports_no_matplotlib_and_drawing_needs_no_display(tmp_path):

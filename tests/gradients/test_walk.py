@@ -9,12 +9,14 @@ import torch
 from adapters import attach
 
 from rlr_core.config import MethodConfig, SamplerConfig
-from rlr_core.diffusion.chain import Chain, Noise, rollout
+from rlr_core.config.prompts import Prompt
+from rlr_core.diffusion.chain import Chain
+from rlr_core.diffusion.conditioning import PromptBook
+from rlr_core.diffusion.rollout import Noise, rollout
 from rlr_core.gradients.backward import Proximity, Signals, walk
 from rlr_core.gradients.estimator import Batch, Estimator, Scores
 from rlr_core.gradients.plan import Plan, draw_depths, survival
 from rlr_core.gradients.zeroth_order import Perturbation
-from rlr_core.training.batches import Prompt, PromptBook
 
 PROMPTS = ["a red circle", "a blue square", "a cat"]
 
@@ -134,7 +136,7 @@ def test_kl_pull_is_the_gradient_of_the_exact_kl(tiny_model):
         kl = kl + (mean - base).square().sum() / (2 * (chain.sigma(t) or least) ** 2)
     expected = torch.autograd.grad(-0.3 * kl, adapter.parameters())
     signals = Signals(torch.zeros(3), torch.zeros_like(trajectory.final))
-    proximity = Proximity(adapter.disabled, kl=0.3, kl_sigma=least)
+    proximity = Proximity(adapter.disabled, kl_weight=0.3, kl_sigma=least)
     found = walk(chain, trajectory, adapter.parameters(), Plan.everywhere(chain.T, 3, 1.0), signals,
                  proximity=proximity)  # fmt: skip
     assert relative(found.gradient, expected) < 2e-5
@@ -149,7 +151,9 @@ def test_ratio_of_unchanged_weights_is_one_and_moves_with_them(tiny_model):
 
     def replay():
         signals = Signals(torch.tensor([1.0, -1.0, 1.0]))
-        return walk(chain, trajectory, adapter.parameters(), plan, signals, proximity=Proximity(clip=0.2))
+        return walk(
+            chain, trajectory, adapter.parameters(), plan, signals, proximity=Proximity(clip_range=0.2)
+        )
 
     assert float(replay().ratio_error) < 1e-3
     assert float(replay().clipped) == 0

@@ -41,7 +41,7 @@ def small_config(out: Path, **changes) -> dict:
         "out": str(out),
         "sampler": {"steps": 4, "eta": 1.0, "guidance": 2.0},
         "method": {"name": "adaptive"},
-        "optimizer": {"learning_rate": 1e-2, "warmup": 1, "average": 0.5},
+        "optimizer": {"learning_rate": 1e-2, "warmup": 1, "ema_decay": 0.5},
         "lora": {"rank": 2},
         "evaluation": {"samples": 8, "every": 3, "batch": 8},
     }
@@ -51,9 +51,7 @@ def small_config(out: Path, **changes) -> dict:
 
 
 def run(settings: dict, reward: str = "redness", resume: bool = False, on_event=None) -> TrainResult:
-    return train(
-        TinyFlow(), REWARDS[reward], config_from_dict(settings), resume=resume, on_event=on_event
-    )
+    return train(TinyFlow(), REWARDS[reward], config_from_dict(settings), resume=resume, on_event=on_event)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

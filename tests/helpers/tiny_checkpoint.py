@@ -101,8 +101,10 @@ def ldm_unet(unet: nn.Module) -> dict[str, Tensor]:
         )
         name = re.sub(
             r"^up_blocks\.(\d+)\.upsamplers\.0\.conv",
-            lambda m: f"output_blocks.{(int(m[1]) + 1) * per_level - 1}."
-            f"{1 + hasattr(unet.up_blocks[int(m[1])], 'attentions')}.conv",
+            lambda m: (
+                f"output_blocks.{(int(m[1]) + 1) * per_level - 1}."
+                f"{1 + hasattr(unet.up_blocks[int(m[1])], 'attentions')}.conv"
+            ),
             name,
         )
         if ".transformer_blocks." not in name:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlr_core.config import MethodConfig
-from rlr_core.diffusion.chain import Conditioning
+from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.gradients.estimator import Batch, Estimator, Scores
 
 D = 3

@@ -180,7 +180,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(sd, tmp_path, monkeypa
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, full)
-            with pytest.raises(UserError, match="could not be written .* No space left"):
+            with pytest.raises(UserError, match="The disk is full: .* could not be written"):
                 fill(adapter, seed=1).save(path)
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]

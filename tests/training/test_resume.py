@@ -11,6 +11,7 @@ import torch
 from runs import redness, rows, run, small_config, weights
 from tiny_models import load_tiny
 
+from rlr_core.common import atomic
 from rlr_core.config import config_from_dict
 from rlr_core.errors import UserError
 from rlr_core.training import run_folder
@@ -71,7 +72,7 @@ def test_killed_while_files_are_written_goes_on_bit_equal(moment, tmp_path, unbr
     settings = small_config(tmp_path / "run", save_every=1)
 
     def work():
-        flush, count = run_folder._flush, 0
+        flush, count = atomic._flush, 0
 
         def dying(path):
             nonlocal count
@@ -81,7 +82,7 @@ def test_killed_while_files_are_written_goes_on_bit_equal(moment, tmp_path, unbr
                 if count == moment:
                     die()
 
-        run_folder._flush = dying
+        atomic._flush = dying
         run(settings)
 
     assert in_child(work) == -signal.SIGKILL

@@ -202,7 +202,9 @@ def test_metrics_have_what_every_reader_needs(tmp_path):
 
 def test_kl_holds_the_adapter_near_the_base(tmp_path):
     free = train_on(redness, tmp_path / "free", **LONGER)
-    held = train_on(redness, tmp_path / "held", **(LONGER | {"method": {"name": "adaptive", "kl": 1.0}}))
+    held = train_on(
+        redness, tmp_path / "held", **(LONGER | {"method": {"name": "adaptive", "kl_weight": 1.0}})
+    )
     assert held.metrics[-1]["kl"] < 0.5 * free.metrics[-1]["kl"]
 
 

@@ -106,8 +106,11 @@ class DiffusionModel(ABC):
 
     def gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations inside a step instead of keeping them."""
-        toggle = getattr(self.denoiser, "enable_gradient_checkpointing" if enabled else
-                         "disable_gradient_checkpointing", None)
+        toggle = getattr(
+            self.denoiser,
+            "enable_gradient_checkpointing" if enabled else "disable_gradient_checkpointing",
+            None,
+        )
         if toggle is not None:
             toggle()
 

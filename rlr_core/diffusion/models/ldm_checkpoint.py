@@ -245,4 +245,3 @@ def _from_open_clip(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
             for name, target in names.items():
                 result[f"{new}.{target}.{kind}"] = state[f"{old}.{name}.{kind}"]
     return result
-

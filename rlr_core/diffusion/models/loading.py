@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from rlr_core.common import weights
+from rlr_core.common.weights import DTYPES
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError, nearest
 
@@ -20,12 +21,6 @@ FAMILIES: dict[str, str | type[DiffusionModel]] = {
 """Family name -> 'module:Class' (or the class). A new family is one new file and one line here."""
 
 BUILT_IN = ("demo",)
-
-DTYPES = {
-    "float32": torch.float32, "fp32": torch.float32,
-    "float16": torch.float16, "fp16": torch.float16,
-    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-}  # fmt: skip
 
 
 def load_model(
