@@ -41,6 +41,8 @@ class DiffusionModel(ABC):
     """Name of the family, as in `loading.FAMILIES`."""
     name: str
     """What was loaded, for people and metadata: 'demo' or a file name."""
+    source: str | None = None
+    """What `load_model` was given, which a config can name; None for one handed over as an object."""
     networks: dict[str, nn.Module]
     """The networks that an adapter can go into, by name: {'unet': ..., 'text_encoder': ...}. Frozen. A layer
     is called '<network>.<module path>' everywhere in the engine."""
@@ -95,7 +97,7 @@ class DiffusionModel(ABC):
         token ids, which `denoise` encodes every time.
         """
 
-    def release_text_encoders(self) -> None:  # noqa: B027 - a family without text encoders has nothing to do
+    def release_text_encoders(self) -> None:
         """Move text encoders off the accelerator once every prompt is encoded; not those with an adapter."""
 
     # --- sampling ---

@@ -34,11 +34,17 @@ def load_model(
     """
     device = find_device(device)
     dtype = find_dtype(dtype, device)
-    if str(path) in BUILT_IN:
-        model = _load(Path(_built_in(str(path))), device, dtype)
+    if str(path).startswith("python:"):
+        raise UserError(
+            f"Model {str(path)!r} was handed over as a Python object: run this config from Python, with "
+            f"train(model, ...)."
+        )
+    built_in = str(path) in BUILT_IN
+    model = _load(Path(_built_in(str(path)) if built_in else path).expanduser(), device, dtype)
+    model.source = str(path)
+    if built_in:
         model.name = str(path)
-        return model
-    return _load(Path(path).expanduser(), device, dtype)
+    return model
 
 
 def register_family(name: str, family: str | type[DiffusionModel]) -> None:
