@@ -61,7 +61,7 @@ def run_arm(arm: Arm, config: TrainConfig, samples: int) -> dict[str, Any]:
     from rlr_core.rewards import load_reward
     from rlr_core.training.trainer import Trainer
 
-    method = vars(ARMS[arm.name]) | {"kl_weight": config.method.kl_weight}
+    method = ARMS[arm.name].replace(kl_weight=config.method.kl_weight)
     settings = config_from_dict(config.to_dict() | {"seed": arm.seed, "method": method, "steps": 10**6})
     settings.evaluation.samples = samples
     model = load_model(settings.model, settings.device, settings.dtype)

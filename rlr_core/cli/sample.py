@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlr_core.cli.configs import add_settings, build_config
 from rlr_core.config import TrainConfig
-from rlr_core.config.validate import check_config
+from rlr_core.config.validate import check_config, refuse_python_rewards
 from rlr_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def sample(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     config = _config(args)
+    refuse_python_rewards(config)
     prompts = _held_out(config)
 
     from rlr_core.cli.progress import Counter
