@@ -181,8 +181,8 @@ class OptimizerConfig(Settings):
     )
     learning_rate: float = setting(
         3e-4,
-        "Size of an update: 3e-4 is careful, 1e-3 suits small models. Too high: pictures fall apart; too low: "
-        "nothing happens.",
+        "Size of an update: 3e-4 is careful, 1e-3 suits small models. Too high: pictures fall apart; too "
+        "low: nothing happens.",
         ge=1e-12,
         le=1,
         step=1e-5,
