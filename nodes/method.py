@@ -55,7 +55,7 @@ class MethodNode(Node):
 
 def method_inputs() -> list[io.Input]:
     """The inputs of RLR Method. Workflow files keep widgets by place: only ever add at the end."""
-    from rlr_core.methods.table import METHODS
+    from rlr_core.methods import METHODS, method_class
 
     def take(name: str, **changes: Any) -> io.Input:
         return setting_input(SETTINGS[name], name, **changes)
@@ -65,7 +65,7 @@ def method_inputs() -> list[io.Input]:
             "method",
             options=list(METHODS),
             default=MethodConfig().name,
-            tooltip=" ".join(f"{row.name}: {row.summary}." for row in METHODS.values()),
+            tooltip=" ".join(f"{name}: {method_class(name).summary}." for name in METHODS),
         ),
         take("kl_weight", max=100.0),
         take("budget", min=0.05),

@@ -8,8 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from rlr_core.config import MethodConfig, TrainConfig, config_from_dict
-from rlr_core.config.validate import check_config
 from rlr_core.errors import UserError
+from rlr_core.training.check import check_config
 
 from . import host, images, live, names, sockets
 from .schema import (

@@ -68,7 +68,7 @@ def run_arm(arm: Arm, config: TrainConfig, samples: int) -> dict[str, Any]:
     trainer = Trainer(model, load_reward(settings.reward, **settings.reward_options), settings)
     result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed, "before": _scores(trainer.evaluate())}
     start = time.monotonic()
-    trainer.calibrate()
+    trainer.prepare()
     seconds, row = time.monotonic() - start, None
     while "evaluations" not in result or "seconds" not in result:
         start = time.monotonic()
@@ -128,7 +128,7 @@ def report(folder: Path) -> list[list[str]]:
     """
     import torch
 
-    from rlr_core.evaluation.measures import Estimate
+    from rlr_core.evaluation.measures import ConfidenceInterval
 
     groups: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*.json")):
@@ -141,7 +141,7 @@ def report(folder: Path) -> list[list[str]]:
         order = 0.0
         for budget in ("evaluations", "seconds"):
             after = torch.tensor([r[budget]["judge"] for r in results])
-            gain = Estimate.of(100 * (after - before).flatten())
+            gain = ConfidenceInterval.of(100 * (after - before).flatten())
             seeds = " ".join(f"{100 * value:.0f}" for value in after.mean(1))
             row += [
                 f"{100 * after.mean():.1f} ({seeds})",

@@ -11,8 +11,9 @@ from rlr_core.cli.configs import add_settings, build_config
 from rlr_core.cli.tables import comparison, table
 from rlr_core.config import TrainConfig
 from rlr_core.config.reference import help_text
-from rlr_core.config.validate import check_config, refuse_python_rewards
+from rlr_core.config.validate import refuse_python_objects
 from rlr_core.errors import UserError
+from rlr_core.training.check import check_config
 
 TRAIN = """Fine-tune a model on a reward.
 
@@ -84,7 +85,7 @@ def _config_of(folder: str) -> TrainConfig:
 
 def _run(config: TrainConfig, resume: bool) -> int:
     """Check everything that is cheap to check, load, train, report."""
-    refuse_python_rewards(config)
+    refuse_python_objects(config)
     check_config(config)
     from rlr_core.config.prompts import read_prompts
     from rlr_core.training.run_folder import require_free

@@ -1,35 +1,12 @@
-"""Refuse a config that cannot run, as a whole and before anything is loaded.
-
-What one setting may be stands at its field; here is what takes several, or the tables of methods and rewards.
-"""
+"""Refuse settings that do not go together; what one setting may be stands at its field."""
 
 from __future__ import annotations
 
 from rlr_core.config.settings import TrainConfig
-from rlr_core.errors import UserError, nearest
+from rlr_core.errors import UserError
 
 PYTHON = "python:"
-"""In front of the name of a reward that was an object of the caller's, not a row of the table."""
-
-
-def check_config(config: TrainConfig) -> None:
-    """Refuse, before anything is loaded, what cannot run. Raises UserError with the value and the way out."""
-    from rlr_core.methods.table import METHODS
-    from rlr_core.rewards import REWARDS
-
-    method = config.method
-    if method.name not in METHODS:
-        raise UserError(
-            f"Unknown method {method.name!r}; known: {', '.join(METHODS)}."
-            f"{nearest(method.name, list(METHODS))}"
-        )
-    for role, name in (("reward", config.reward), ("judge", config.evaluation.judge)):
-        if name is not None and not name.startswith(PYTHON) and name not in REWARDS:
-            raise UserError(
-                f"Unknown {role} {name!r}; known: {', '.join(REWARDS)}.{nearest(name, list(REWARDS))}"
-            )
-    check_values(config)
-    METHODS[method.name].check(method, config.sampler, config.batch)
+"""In front of the name of a model or reward that was handed over as an object: a file cannot name it."""
 
 
 def check_values(config: TrainConfig) -> None:
@@ -54,11 +31,15 @@ def check_values(config: TrainConfig) -> None:
         raise UserError(f"sampler.stage_boundaries is {boundaries}; it must rise between 0 and 1.")
 
 
-def refuse_python_rewards(config: TrainConfig) -> None:
-    """Refuse a config whose reward or judge only a Python program can hand over."""
-    for key, name in (("reward", config.reward), ("evaluation.judge", config.evaluation.judge)):
+def refuse_python_objects(config: TrainConfig) -> None:
+    """Refuse a config whose model, reward or judge only a Python program can hand over."""
+    for key, name in (
+        ("model", config.model),
+        ("reward", config.reward),
+        ("evaluation.judge", config.evaluation.judge),
+    ):
         if name is not None and name.startswith(PYTHON):
             raise UserError(
-                f"{key} is {name!r}, which was a Python function; run it from Python, or name one of "
-                "`rlr list rewards`."
+                f"{key} is {name!r}, which a Python program handed over as an object: run this config from "
+                f"that program, or set {key} to something that has a name."
             )

@@ -79,7 +79,9 @@ def load_reward(reward: Any, /, **options: Any):
         takes = ", ".join(signature.parameters) or "none"
         raise UserError(f"Reward {reward!r}: {error}; its options: {takes}.") from error
     with torch.inference_mode(False):
-        return factory(**options)
+        loaded = factory(**options)
+    loaded.source = (reward, options)
+    return loaded
 
 
 def reward_class(name: str) -> type:

@@ -78,7 +78,7 @@ def test_train_refuses_to_go_without_prompts(rlr, here, tiny_sd_folder):
 def test_a_config_whose_reward_was_a_python_function_is_refused(rlr, here, command):
     config = TrainConfig(prompts=["a cat"], reward="python:warmth")
     (here / "run.yaml").write_text(save_config(config))
-    says = r"reward is 'python:warmth', which was a Python function; run it from Python"
+    says = r"reward is 'python:warmth', which a Python program handed over as an object"
     refused(rlr, here, *command, "run.yaml", says=says)
 
 

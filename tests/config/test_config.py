@@ -29,8 +29,9 @@ from rlr_core.config.base import setting
 from rlr_core.config.prompts import read_prompts
 from rlr_core.config.reference import PAGE, help_text, page
 from rlr_core.config.settings import NOT_IN_STATE
-from rlr_core.config.validate import check_config, check_values, refuse_python_rewards
+from rlr_core.config.validate import check_values, refuse_python_objects
 from rlr_core.errors import UserError
+from rlr_core.training.check import check_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +105,7 @@ def test_every_setting_says_what_it_means_and_has_a_default_that_it_accepts(know
 
 
 def test_methods_that_settings_name_are_methods():
-    from rlr_core.methods.table import METHODS
+    from rlr_core.methods import METHODS
 
     named = {method for known in TrainConfig.settings() for method in known.methods}
     assert named == set(METHODS) - {"full", "likelihood_ratio"}  # these two have no settings of their own
@@ -517,9 +518,9 @@ def test_an_old_key_beside_its_new_one_is_refused_and_the_given_mapping_is_not_c
 def test_a_reward_that_was_a_python_function_is_refused_where_a_config_is_run_by_itself(settings):
     config = config_from_dict(settings)
     check_config(config)  # a run in Python goes on with it
-    with pytest.raises(UserError, match="'python:warmth', which was a Python function; run it from Python"):
-        refuse_python_rewards(config)
-    refuse_python_rewards(TrainConfig())
+    with pytest.raises(UserError, match="'python:warmth', which a Python program handed over as an object"):
+        refuse_python_objects(config)
+    refuse_python_objects(TrainConfig())
 
 
 # --- damaged and hostile files ---
