@@ -89,6 +89,14 @@ def test_a_flag_that_looks_like_yaml_is_taken_as_it_is(here):
     assert (config.model, config.prompts, config.out) == ("[m]", ["a cat"], "2024")
 
 
+def test_every_setting_is_explained_without_a_run(rlr, here):
+    code, out, err = rlr("train", "--help-settings")
+    assert code == 0 and err == "" and not list(here.glob("run*"))
+    for known in TrainConfig.settings():
+        assert f"  {known.key} = " in out
+    assert "sampler.eta = 1.0  (number, between 0 and 2)" in out
+
+
 # --- train, resume ---
 
 
