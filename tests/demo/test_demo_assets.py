@@ -160,7 +160,7 @@ def test_reward_takes_pictures_of_any_size(reward, pictures, captions):
 def test_build_script_writes_a_folder_that_loads(tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    from rlr_core.demo.build import QUICK, build
+    from rlr_core.demo.build.__main__ import QUICK, build
 
     build(tmp_path, seed=3, budget=QUICK)
     StableDiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True)
