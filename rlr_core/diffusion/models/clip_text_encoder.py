@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 NESTED = "text_model."
-"""Under this prefix transformers before 5.6 keeps every weight, in memory and in new files; since, under none."""
+"""The prefix of every weight in transformers before 5.6, in memory and in new files; since, there is none."""
 
 
 def clip_text_encoder(
