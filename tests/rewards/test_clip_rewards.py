@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import opens_pickles
 from open_clip.tokenizer import SimpleTokenizer
 from reference import rewards_formulas as reference
 from reference.rewards_tiny import (
@@ -15,7 +16,6 @@ from reference.rewards_tiny import (
     save,
     write_config,
 )
-from torch_version import opens_pickles
 
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 import torch
+from marks import opens_pickles
 from reference.rewards_tiny import aesthetic_head, hugging_face_clip, open_clip_model, save
-from torch_version import opens_pickles
 
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
