@@ -53,9 +53,9 @@ class LoadCheckpoint(Node):
 
     @classmethod
     def run(cls, checkpoint: str, dtype: str) -> io.NodeOutput:
-        from rlr_core.diffusion.models.loading import recognise
+        from rlr_core.diffusion.models.loading import recognize
 
         path = host.model_path(checkpoint)
-        recognise(path)
+        recognize(path)
         name = checkpoint if path != "demo" else "demo"
         return io.NodeOutput(sockets.Model(path, name, None if dtype == "auto" else dtype))

@@ -15,8 +15,8 @@ from rlr_core.config import (
     SamplerConfig,
     TrainConfig,
 )
-from rlr_core.config.validate import check_config
 from rlr_core.errors import UserError
+from rlr_core.training.check import check_config
 
 from . import host, images, live, names, sockets
 from .schema import CATEGORY, Node, RlrMethod, RlrModel, RlrPrompts, RlrReward, opt, rare

@@ -11,7 +11,7 @@ import pytest
 
 from rlr_core.cli import main as cli
 from rlr_core.cli.configs import build_config
-from rlr_core.methods.table import METHODS
+from rlr_core.methods import METHODS
 from rlr_core.rewards import REWARDS
 
 ROOT = Path(__file__).parent.parent

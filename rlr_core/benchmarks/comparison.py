@@ -68,7 +68,7 @@ def run_arm(arm: Arm, config: TrainConfig, samples: int) -> dict[str, Any]:
     trainer = Trainer(model, load_reward(settings.reward, **settings.reward_options), settings)
     result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed, "before": _scores(trainer.evaluate())}
     start = time.monotonic()
-    trainer.calibrate()
+    trainer.prepare()
     seconds, row = time.monotonic() - start, None
     while "evaluations" not in result or "seconds" not in result:
         start = time.monotonic()

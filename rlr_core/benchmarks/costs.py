@@ -76,7 +76,7 @@ def _one_update(config: TrainConfig) -> int:
 
     model = load_model(config.model, config.device, config.dtype)
     trainer = Trainer(model, load_reward(config.reward, **config.reward_options), config)
-    trainer.calibrate()
+    trainer.prepare()
     trainer.update()
     return peak_bytes(model.device)
 

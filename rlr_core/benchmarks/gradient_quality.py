@@ -17,11 +17,12 @@ from rlr_core.benchmarks.moments import (
     random_directions,
     relative_noise,
 )
+from rlr_core.common.random_streams import torch_stream
 from rlr_core.config import MethodConfig, TrainConfig
 from rlr_core.diffusion.models.base import DiffusionModel
-from rlr_core.gradients.estimator import Estimator
+from rlr_core.methods import method_class
 from rlr_core.rewards.base import Reward
-from rlr_core.training.trainer import Trainer
+from rlr_core.training.setup import Parts, build
 
 
 def methods_for(steps: int) -> dict[str, MethodConfig]:
@@ -43,7 +44,7 @@ def methods_for(steps: int) -> dict[str, MethodConfig]:
 
 
 @dataclass
-class Diagnosis:
+class GradientQuality:
     """One method's gradient."""
 
     name: str
@@ -62,70 +63,64 @@ class Diagnosis:
     """Of an update, on average."""
 
 
-def diagnose_methods(
+def measure_methods(
     model: DiffusionModel,
     reward: Reward,
     config: TrainConfig,
     updates: int,
     methods: dict[str, MethodConfig] | None = None,
     spread: float = 0.05,
-) -> Iterator[Diagnosis]:
+) -> Iterator[GradientQuality]:
     """Measure each method on the same `updates` batches of the config's size.
 
     The truth is full back-propagation on them; the directions come from batches of their own. The
     adapter's second matrices are drawn with standard deviation `spread`: at 0 half of the gradient is 0.
+    The model has no adapter afterwards.
     """
-    trainer = Trainer(model, reward, config)
-    generator = torch.Generator().manual_seed(config.seed)
-    with torch.no_grad():
-        for name, parameter in trainer.adapter.named_parameters().items():
-            if "lora_B" in name:
-                parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
-
-    others = _estimates(trainer, MethodConfig("full"), updates, first_step=100_000)
-    along = moments(others, random_directions(trainer.adapter.parameters(), 1)).mean
-    directions = [along, *random_directions(trainer.adapter.parameters(), 4)]
-    truth = moments(_estimates(trainer, MethodConfig("full"), updates, first_step=0), directions)
-    for name, options in (methods or methods_for(trainer.chain.T)).items():
-        yield _measure(trainer, name, options, updates, directions, truth)
+    parts = build(model, reward, config)
+    try:
+        generator = torch_stream(config.seed, "spread")
+        with torch.no_grad():
+            for name, parameter in parts.adapter.named_parameters().items():
+                if "lora_B" in name:
+                    parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
+        parameters = parts.adapter.parameters()
+        others = _estimates(parts, MethodConfig("full"), updates, first_step=100_000)
+        along = moments(others, random_directions(parameters, 1)).mean
+        directions = [along, *random_directions(parameters, 4)]
+        truth = moments(_estimates(parts, MethodConfig("full"), updates, first_step=0), directions)
+        for name, options in (methods or methods_for(parts.chain.T)).items():
+            yield _measure(parts, name, options, updates, directions, truth)
+    finally:
+        parts.adapter.detach()
 
 
 def _measure(
-    trainer: Trainer,
+    parts: Parts,
     name: str,
     options: MethodConfig,
     updates: int,
     directions: list[list[Tensor]],
     truth: Moments,
-) -> Diagnosis:
-    counts = trainer.chain.evaluations
+) -> GradientQuality:
+    counts = parts.chain.evaluations
     forward, backward, start = counts.forward, counts.backward, time.monotonic()
-    found = moments(_estimates(trainer, options, updates, first_step=0), directions)
-    return Diagnosis(
+    estimated = moments(_estimates(parts, options, updates, first_step=0), directions)
+    return GradientQuality(
         name,
-        relative_noise(found, truth),
-        cosine(found, truth),
-        float(paired_z_scores(found, truth).abs().max()),
+        relative_noise(estimated, truth),
+        cosine(estimated, truth),
+        float(paired_z_scores(estimated, truth).abs().max()),
         (counts.forward - forward) // updates,
         (counts.backward - backward) // updates,
         (time.monotonic() - start) / updates,
     )
 
 
-def _estimates(
-    trainer: Trainer, options: MethodConfig, updates: int, first_step: int
-) -> Iterator[list[Tensor]]:
+def _estimates(parts: Parts, options: MethodConfig, updates: int, first_step: int) -> Iterator[list[Tensor]]:
     """Independent estimates with the adapter's weights as they are."""
-    config = trainer.config
-    estimator = Estimator(
-        trainer.chain, trainer.adapter.parameters(), options, trainer.scorer,
-        pathwise=trainer.scorer.pathwise, differentiable=trainer.reward.differentiable,
-        micro_batch=config.micro_batch, base=trainer.adapter.disabled, seed=config.seed,
-        world=trainer.world,
-    )  # fmt: skip
-    if estimator.needs_calibration:
-        batch = trainer.batches.draw(first_step + 50_000)
-        estimator.calibrate(estimator.sample(first_step + 50_000, batch), batch)
+    method = method_class(options.name)(parts.method.problem, options)
+    method.prepare(lambda step: parts.batches.draw(first_step + 50_000))
     for step in range(first_step, first_step + updates):
-        batch = trainer.batches.draw(step)
-        yield estimator.estimate(estimator.sample(step, batch), batch).gradient
+        samples = method.collect(parts.batches.draw(step), step)
+        yield next(method.gradients(samples)).gradient

@@ -46,37 +46,37 @@ def moments(estimates: Iterable[list[Tensor]], directions: list[list[Tensor]]) -
     return Moments(count, mean, variance, torch.stack(rows))
 
 
-def paired_z_scores(found: Moments, truth: Moments) -> Tensor:
+def paired_z_scores(estimated: Moments, truth: Moments) -> Tensor:
     """Mean over its standard error of estimate less truth, batch by batch, along each direction [D].
 
     Both saw the same batches, so what batches differ in drops out. 0 where they agree exactly.
     """
-    gap = found.projections - truth.projections
+    gap = estimated.projections - truth.projections
     error = (gap.var(0) / len(gap)).sqrt()
     return gap.mean(0) / error.clamp(min=1e-300)
 
 
-def relative_noise(found: Moments, truth: Moments) -> float:
+def relative_noise(estimated: Moments, truth: Moments) -> float:
     """Standard deviation of one estimate over the norm of the true gradient."""
-    return (found.variance / max(truth.square, 1e-30)) ** 0.5
+    return (estimated.variance / max(truth.square, 1e-30)) ** 0.5
 
 
-def cosine(found: Moments, truth: Moments) -> float:
+def cosine(estimated: Moments, truth: Moments) -> float:
     """Cosine of the expectation and the truth, noise taken out of the norms; NaN where it drowns them."""
-    if found.square <= 0 or truth.square <= 0:
+    if estimated.square <= 0 or truth.square <= 0:
         return float("nan")
-    return float(_inner(found.mean, truth.mean)) / (found.square * truth.square) ** 0.5
+    return float(_inner(estimated.mean, truth.mean)) / (estimated.square * truth.square) ** 0.5
 
 
 def random_directions(parameters: list[Tensor], count: int, seed: int = 0) -> list[list[Tensor]]:
     """`count` random unit directions in parameter space, to project on."""
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    directions = []
     for _ in range(count):
         direction = [torch.randn(p.shape, generator=generator).to(p.device) for p in parameters]
         norm = _inner(direction, direction).sqrt()
-        found.append([part / norm for part in direction])
-    return found
+        directions.append([part / norm for part in direction])
+    return directions
 
 
 def _inner(left: list[Tensor], right: list[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlr_core.cli.configs import add_settings, build_config
 from rlr_core.cli.tables import table
-from rlr_core.config.validate import check_config
+from rlr_core.training.check import check_config
 
 DIAGNOSE = """Measure each method's gradient at fixed weights: how noisy one update is, whether its mean is
 the true gradient, and what it costs. The truth is back-propagation through every step, so the reward must
@@ -28,7 +28,7 @@ def add_diagnose(commands: Any) -> None:
 
 
 def diagnose(args: argparse.Namespace) -> int:
-    from rlr_core.benchmarks.gradient_quality import diagnose_methods
+    from rlr_core.benchmarks.gradient_quality import measure_methods
     from rlr_core.diffusion.models.loading import load_model
     from rlr_core.rewards import load_reward
 
@@ -40,10 +40,10 @@ def diagnose(args: argparse.Namespace) -> int:
     start = time.monotonic()
     rows = [["method", "noise / |gradient|", "cosine to the truth", "largest |z|", "evaluations per update",
              "seconds per update"]]  # fmt: skip
-    for found in diagnose_methods(model, reward, config, args.updates):
+    for quality in measure_methods(model, reward, config, args.updates):
         rows.append([
-            found.name, f"{found.noise:.3g}", f"{found.cosine:.2f}", f"{found.largest_z:.1f}",
-            f"{found.forward} + {found.backward} with gradient", f"{found.seconds:.2f}",
+            quality.name, f"{quality.noise:.3g}", f"{quality.cosine:.2f}", f"{quality.largest_z:.1f}",
+            f"{quality.forward} + {quality.backward} with gradient", f"{quality.seconds:.2f}",
         ])  # fmt: skip
     print(table(rows))
     print(

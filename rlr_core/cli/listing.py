@@ -31,12 +31,13 @@ def _models() -> list[list[str]]:
 
 
 def _methods() -> list[list[str]]:
-    from rlr_core.methods.table import METHODS
+    from rlr_core.methods import METHODS, method_class
 
-    def takes(row: Any) -> str:
-        return "differentiable rewards" if row.pathwise == "needed" else "any reward"
+    def takes(method: Any) -> str:
+        return "differentiable rewards" if method.needs_gradient == "needed" else "any reward"
 
-    return [[row.name, row.summary, takes(row), f"bias: {row.bias}"] for row in METHODS.values()]
+    methods = map(method_class, METHODS)
+    return [[m.name, m.summary, takes(m), f"bias: {m.bias}"] for m in methods]
 
 
 def _rewards() -> list[list[str]]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlr_core.cli.configs import add_settings, build_config
 from rlr_core.config import TrainConfig
-from rlr_core.config.validate import check_config
 from rlr_core.errors import UserError
+from rlr_core.training.check import check_config
 
 if TYPE_CHECKING:
     from rlr_core.diffusion.models.base import DiffusionModel

@@ -10,8 +10,8 @@ from typing import Any
 from rlr_core.cli.configs import add_settings, build_config
 from rlr_core.cli.tables import comparison, table
 from rlr_core.config import TrainConfig
-from rlr_core.config.validate import check_config
 from rlr_core.errors import UserError
+from rlr_core.training.check import check_config
 
 TRAIN = """Fine-tune a model on a reward.
 

@@ -46,7 +46,7 @@ class MethodConfig:
     """How the gradient is estimated: one row of `rlr list methods` and its settings."""
 
     name: str = "adaptive"
-    """A row of `rlr_core.methods.table.METHODS`; rlr is the paper's."""
+    """A row of `rlr_core.methods.METHODS`; rlr is the paper's."""
     depth: int = 1
     """truncated: how many last steps are back-propagated through (K)."""
     random_depth: bool = False

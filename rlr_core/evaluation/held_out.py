@@ -1,6 +1,7 @@
-"""The watch on a run: a judge and the reward itself, on held-out prompts and seeds that never change.
+"""A judge and the reward itself on held-out prompts and seeds that never change.
 
-Train on one reward, watch another: a judge that falls while the reward rises is reward hacking seen early.
+Train on one reward, evaluate by another: a judge that falls while the reward rises is reward hacking seen
+early.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rlr_core.evaluation.measures import Evaluation
 from rlr_core.rewards.base import Reward
 
 
-class Watch:
+class HeldOut:
     """Evaluates at will; remembers the first evaluation, the latest, and the best with its adapter."""
 
     def __init__(
@@ -49,46 +50,55 @@ class Watch:
         self.before: Evaluation | None = None
         self.latest: Evaluation | None = None
         self.best: tuple[Evaluation, dict[str, Tensor]] | None = None
+        self.dropped = False
+        """Whether the latest judge is significantly below the best, where that is to stop the run."""
 
     @property
     def judged_by(self) -> str:
         """Which scores are the judge's: the reward's own where there is no judge."""
         return "judge" if self.judge is not None else "reward"
 
-    def look(self, on_progress: Callable[[int, int], None] | None = None) -> Evaluation:
+    def evaluate(self, on_progress: Callable[[int, int], None] | None = None) -> Evaluation:
         """Evaluate the adapter as it would be saved now."""
-        rewards = {"reward": self.reward}
+        rewards: dict[str, Reward] = {"reward": self._evaluable(self.reward)}
         if self.judge is not None:
-            rewards["judge"] = self.judge
+            rewards["judge"] = self._evaluable(self.judge)
         state, counts = self.reward.state_dict(), self.chain.evaluations
-        self.chain.evaluations = EvaluationCounts()  # what watching costs is not the training's
+        self.chain.evaluations = EvaluationCounts()  # what evaluations cost is not the training's
         with self.averaged():
-            found = measures.evaluate(
+            evaluation = measures.evaluate(
                 self.chain, rewards, self.book.texts(self.chosen), self.seeds,
                 lambda places: self.book.conditioning([self.chosen[i] for i in places]), self.latent_shape,
                 batch=self.settings.batch, device=self.book.device, keep=self.keep,
                 on_progress=on_progress, world=self.world,
             )  # fmt: skip
-        self.reward.load_state_dict(state)  # watching must not move a reward's running means
+        self.reward.load_state_dict(state)  # an evaluation must not move a reward's running means
         self.chain.evaluations = counts
-        return found
+        self._take_in(evaluation)
+        return evaluation
 
-    def dropped(self, found: Evaluation) -> bool:
-        """Take in an evaluation; whether its judge is significantly below the best, if that is to stop it."""
-        self.before = self.before or found
-        self.latest = found
+    @staticmethod
+    def _evaluable(reward: Reward) -> Reward:
+        """The reward, or what stands in for one that cannot be asked about held-out pictures."""
+        return reward if reward.evaluable or reward.surrogate is None else reward.surrogate
+
+    def _take_in(self, evaluation: Evaluation) -> None:
+        """Remember it, and whether its judge is significantly below the best, if that is to stop the run."""
+        self.before = self.before or evaluation
+        self.latest = evaluation
+        self.dropped = False
         if not self.settings.stop_when_judge_drops:
-            return False
-        gain = measures.difference(self.best[0], found, self.judged_by) if self.best else None
+            return
+        gain = measures.difference(self.best[0], evaluation, self.judged_by) if self.best else None
         if gain is None or gain.mean > 0:
             with self.averaged():
-                self.best = (found, self.adapter_state())
-            return False
-        return gain.high < 0
+                self.best = (evaluation, self.adapter_state())
+        else:
+            self.dropped = gain.high is not None and gain.high < 0
 
-    def row(self, found: Evaluation) -> dict[str, Any]:
+    def row(self, evaluation: Evaluation) -> dict[str, Any]:
         """An evaluation as entries of metrics.jsonl."""
-        judged, held_out = found.estimate(self.judged_by), found.estimate("reward")
+        judged, held_out = evaluation.estimate(self.judged_by), evaluation.estimate("reward")
         return {
             "judge/mean": judged.mean,
             "judge/low": judged.low,
@@ -96,16 +106,16 @@ class Watch:
             "reward/held_out": held_out.mean,
             "reward/held_out_low": held_out.low,
             "reward/held_out_high": held_out.high,
-            "diversity": found.diversity,
+            "diversity": evaluation.diversity,
         }
 
     def to_state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Groups of tensors and JSON values that `from_state` takes back."""
         groups, values = {}, {}
         kept = {"before": self.before, "latest": self.latest, "best": self.best and self.best[0]}
-        for name, found in kept.items():
-            if found is not None:
-                groups[name], values[name] = found.to_state()
+        for name, evaluation in kept.items():
+            if evaluation is not None:
+                groups[name], values[name] = evaluation.to_state()
         if self.best is not None:
             groups["best_adapter"] = self.best[1]
         return groups, values

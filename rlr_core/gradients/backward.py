@@ -1,14 +1,15 @@
-"""The walk: from the picture back towards the noise, one denoiser step in memory at a time.
+"""Backward through a rollout: from the picture to the noise, one denoiser step in memory at a time.
 
-At each visited step t the mean mu_t is recomputed with autograd on, a cotangent u_t is pulled through it,
-the parameters' part is added up, and the part for x_t is handed to step t + 1 (math.md section 2):
+We call it the walk. At each visited step t the mean mu_t is recomputed with autograd on and the
+vector-Jacobian product of a cotangent u_t is taken: the parameters' part is added up, the part for x_t is
+propagated to step t + 1 (math.md section 2):
 
     u_t     = lam_t p_t + (1 - lam_t) A z_t / sigma_t
     g_t     = (d mu_t / d theta)^T u_t
     p_{t+1} = (d mu_t / d x_t)^T u_t ,     p_1 = dR / dx_0
 
 With a surrogate S of a black-box reward R, p and A belong to S, and the residual R - S has a likelihood ratio
-of its own, r_t = (A_R - A_S) z_t / sigma_t, that is handed on only through steps without noise (section 3).
+of its own, r_t = (A_R - A_S) z_t / sigma_t, that is propagated only through deterministic steps (section 3).
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from rlr_core.gradients.plan import Plan
 
 
 class ChainLike(Protocol):
-    """What the walk needs of a chain."""
+    """What the gradients room needs of a chain."""
 
-    T: int
+    @property
+    def T(self) -> int: ...
 
     def sigma(self, t: int) -> float: ...
 
@@ -37,9 +39,9 @@ class ChainLike(Protocol):
 
 
 class Observer(Protocol):
-    """Sees each step of a walk; `running.Statistics` is one."""
+    """Sees each step of a walk; `statistics.Statistics` is one."""
 
-    def cotangents(self, t: int, pathwise: Tensor, ratio: Tensor) -> None: ...
+    def cotangents(self, t: int, pathwise: Tensor, score_function: Tensor) -> None: ...
 
     def contribution(self, t: int, norm: Tensor, samples: int) -> None: ...
 
@@ -60,7 +62,7 @@ class Signals:
 
 
 @dataclass
-class Proximity:
+class Regularization:
     """Staying near the base model, or near the policy that sampled the trajectories."""
 
     base: Callable[[], AbstractContextManager] = nullcontext
@@ -74,45 +76,45 @@ class Proximity:
 
 
 @dataclass
-class WalkResult:
+class BackwardResult:
     """Sums over the batch."""
 
     gradient: list[Tensor]
     """Gradient of J, one float32 tensor per parameter: a sum over the trajectories, for ascent."""
     kl: Tensor
     """Weighted sum over samples and visited steps of the KL divergence to the base, 0-dim; 0 when beta is."""
-    ratio_error: Tensor
+    importance_ratio_error: Tensor
     """Largest |rho - 1| seen, 0-dim; 0 unless PPO's clip is on."""
     clipped: Tensor
-    """Number of likelihood ratios that the clip cut off, 0-dim."""
+    """Number of importance ratios that the clip cut off, 0-dim."""
     pathwise: Tensor
-    """p [B, ...] as handed on by the last step walked."""
+    """p [B, ...] as propagated by the last step walked."""
 
 
-def walk(
+def backward(
     chain: ChainLike,
     trajectory: Trajectory,
     parameters: Sequence[Tensor],
     plan: Plan,
     signals: Signals,
     *,
-    proximity: Proximity | None = None,
+    regularization: Regularization | None = None,
     observer: Observer | None = None,
     steps: range | None = None,
-) -> WalkResult:
+) -> BackwardResult:
     """Sum of the batch's gradient estimates of J, by one pass from t = 1 to T.
 
     trajectory: a full rollout of B samples; parameters: what to differentiate (the adapter's); steps: a part
-    of 1..T, where signals.pathwise is the cotangent handed to its first. Works in float32; never waits for
-    the device.
+    of 1..T, where signals.pathwise is the cotangent propagated to its first. Works in float32; never
+    waits for the device.
     """
     steps = steps or range(1, chain.T + 1)
-    proximity = proximity or Proximity()
+    regularization = regularization or Regularization()
     x0 = trajectory.latents[0]
     device, batch = x0.device, x0.shape[0]
     totals = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     pathwise = torch.zeros_like(x0) if signals.pathwise is None else signals.pathwise
-    result = WalkResult(totals, *(torch.zeros((), device=device) for _ in range(3)), pathwise)
+    result = BackwardResult(totals, *(torch.zeros((), device=device) for _ in range(3)), pathwise)
     residual = None if signals.residual is None else torch.zeros_like(x0)
     visited = plan.visited
     lam_of, weight_of = plan.lam.to(device), plan.weight.to(device)
@@ -125,9 +127,9 @@ def walk(
         everyone = len(index) == batch
         pick = (lambda tensor: tensor) if everyone else (lambda tensor, index=index: tensor[index])
         sigma = chain.sigma(t)
-        hand_on = t < chain.T and (t == steps[-1] or bool((visited[t + 1] & (plan.lam[t + 1] > 0)).any()))
+        propagate = t < chain.T and (t == steps[-1] or bool((visited[t + 1] & (plan.lam[t + 1] > 0)).any()))
 
-        x = pick(trajectory.latents[t]).detach().requires_grad_(hand_on)
+        x = pick(trajectory.latents[t]).detach().requires_grad_(propagate)
         conditioning = trajectory.conditioning if everyone else trajectory.conditioning.select(index)
         with torch.enable_grad():
             mu = chain.mean(x, t, conditioning)
@@ -135,27 +137,29 @@ def walk(
         p, lam, weight = pick(pathwise), _column(pick(lam_of[t]), x), _column(pick(weight_of[t]), x)
         if sigma > 0:
             advantage = pick(signals.advantage)
-            score, factor = _score(trajectory, t, sigma, mu, pick, advantage, proximity.clip_range, result)
-            ratio = _column(advantage * factor, x) * score
+            score, factor = _score(
+                trajectory, t, sigma, mu, pick, advantage, regularization.clip_range, result
+            )
+            score_function = _column(advantage * factor, x) * score
             if observer is not None:
-                observer.cotangents(t, p, ratio)
-            mixed = lam * p + (1 - lam) * ratio
+                observer.cotangents(t, p, score_function)
+            mixed = lam * p + (1 - lam) * score_function
         else:
             mixed = lam * p
-        left_over = None
+        residual_cotangent = None
         if residual is not None:
-            left_over = pick(residual)
+            residual_cotangent = pick(residual)
             if sigma > 0:
-                left_over = _column(pick(signals.residual), x) * score
+                residual_cotangent = _column(pick(signals.residual), x) * score
 
-        pull = _kl_pull(chain, t, sigma, x, mu, conditioning, weight, proximity, result)
-        gradients = _pull_back(mu, x, parameters, mixed, left_over, pull, weight, hand_on,
+        kl_cotangent = _kl_cotangent(chain, t, sigma, x, mu, conditioning, weight, regularization, result)
+        gradients = _vjp(mu, x, parameters, mixed, residual_cotangent, kl_cotangent, weight, propagate,
                                t < chain.T and chain.sigma(t + 1) <= 0)  # fmt: skip
-        if hand_on:
+        if propagate:
             pathwise = _put(pathwise, index, gradients.x, everyone)
         if residual is not None:
-            handed = gradients.residual if gradients.residual is not None else torch.zeros_like(x)
-            residual = _put(residual, index, handed, everyone)
+            passed_on = gradients.residual if gradients.residual is not None else torch.zeros_like(x)
+            residual = _put(residual, index, passed_on, everyone)
         torch._foreach_add_(totals, gradients.parameters)
         if observer is not None:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients.parameters)))
@@ -171,38 +175,40 @@ class _Gradients:
     residual: Tensor | None
 
 
-def _pull_back(
+def _vjp(
     mu: Tensor,
     x: Tensor,
     parameters: Sequence[Tensor],
     mixed: Tensor,
-    left_over: Tensor | None,
-    pull: Tensor | None,
+    residual_cotangent: Tensor | None,
+    kl_cotangent: Tensor | None,
     weight: Tensor,
-    hand_on: bool,
-    next_is_silent: bool,
+    propagate: bool,
+    next_is_deterministic: bool,
 ) -> _Gradients:
     """Vector-Jacobian products of one step.
 
-    One backward pass when what the parameters see is the weighted mixture that is handed on (the weights are
-    per sample, so x's part is divided by them again); another one each for what is not handed on.
+    What is propagated, p, is the mixture; what the parameters see is weight * mixture plus what is not
+    propagated (the residual, the pull to the base). Where there is nothing but the mixture, one backward pass
+    gives both: the weights are per sample, and so is the Jacobian of x, so that x's part of the weighted
+    product divided by the weights is the product of the mixture itself. Otherwise there is one pass each.
     """
     for_parameters = weight * mixed
-    extra = [weight * part for part in (left_over, pull) if part is not None]
-    hand_residual = left_over is not None and next_is_silent
-    handed = residual = None
-    if hand_on and not extra:
-        handed, *gradients = torch.autograd.grad(mu, [x, *parameters], for_parameters, allow_unused=True)
-        handed = handed / weight
+    extra = [weight * part for part in (residual_cotangent, kl_cotangent) if part is not None]
+    propagate_residual = residual_cotangent is not None and next_is_deterministic
+    of_x = residual = None
+    if propagate and not extra:
+        of_x, *gradients = torch.autograd.grad(mu, [x, *parameters], for_parameters, allow_unused=True)
+        of_x = of_x / weight
     else:
-        if hand_on:
-            (handed,) = torch.autograd.grad(mu, x, mixed, retain_graph=True)
-            if hand_residual:
-                (residual,) = torch.autograd.grad(mu, x, left_over, retain_graph=True)
+        if propagate:
+            (of_x,) = torch.autograd.grad(mu, x, mixed, retain_graph=True)
+            if propagate_residual:
+                (residual,) = torch.autograd.grad(mu, x, residual_cotangent, retain_graph=True)
         gradients = torch.autograd.grad(mu, list(parameters), sum(extra, for_parameters), allow_unused=True)
     return _Gradients(
         [torch.zeros_like(p) if g is None else g.float() for g, p in zip(gradients, parameters, strict=True)],
-        handed,
+        of_x,
         residual,
     )
 
@@ -215,7 +221,7 @@ def _score(
     pick: Callable[[Tensor], Tensor],
     advantage: Tensor,
     clip: float | None,
-    result: WalkResult,
+    result: BackwardResult,
 ) -> tuple[Tensor, Tensor | float]:
     """d log p / d mu of the drawn x_{t-1} [B, ...], and PPO's factor on the advantage [B].
 
@@ -230,12 +236,12 @@ def _score(
     log_ratio = -0.5 * ((present - z) * (present + z)).sum(tuple(range(1, z.ndim)))
     rho = log_ratio.clamp(-20, 20).exp()
     cut = ((advantage > 0) & (rho > 1 + clip)) | ((advantage < 0) & (rho < 1 - clip))
-    result.ratio_error = torch.maximum(result.ratio_error, (rho - 1).abs().max())
+    result.importance_ratio_error = torch.maximum(result.importance_ratio_error, (rho - 1).abs().max())
     result.clipped = result.clipped + cut.sum()
     return present / sigma, torch.where(cut, torch.zeros_like(rho), rho)
 
 
-def _kl_pull(
+def _kl_cotangent(
     chain: ChainLike,
     t: int,
     sigma: float,
@@ -243,18 +249,18 @@ def _kl_pull(
     mu: Tensor,
     conditioning: Conditioning,
     weight: Tensor,
-    proximity: Proximity,
-    result: WalkResult,
+    regularization: Regularization,
+    result: BackwardResult,
 ) -> Tensor | None:
     """-beta (mu - mu_base) / sigma^2: the pull to the base, for the parameters alone (section 5)."""
-    if proximity.kl_weight <= 0:
+    if regularization.kl_weight <= 0:
         return None
-    with torch.no_grad(), proximity.base():
+    with torch.no_grad(), regularization.base():
         base = chain.mean(x.detach(), t, conditioning)
-    variance = (sigma if sigma > 0 else proximity.kl_sigma) ** 2
+    variance = (sigma if sigma > 0 else regularization.kl_sigma) ** 2
     difference = mu.detach() - base
     result.kl = result.kl + (weight * difference.square()).sum() / (2 * variance)
-    return -proximity.kl_weight * difference / variance
+    return -regularization.kl_weight * difference / variance
 
 
 def _column(per_sample: Tensor, like: Tensor) -> Tensor:

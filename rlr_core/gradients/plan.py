@@ -51,10 +51,10 @@ class Plan:
         """The plan of some of the trajectories. index: [N] integers."""
         return Plan(self.lam[:, index], self.weight[:, index], self.perturbed[:, index])
 
-    def without_hidden_noise(self, sigmas: list[float]) -> Plan:
+    def with_deterministic_steps(self, sigmas: list[float]) -> Plan:
         """lam = 1 at every visited step without noise: there is no likelihood ratio there (rule 6)."""
-        silent = torch.tensor([False] + [sigma <= 0 for sigma in sigmas])
-        self.lam[silent] = 1.0
+        deterministic = torch.tensor([False] + [sigma <= 0 for sigma in sigmas])
+        self.lam[deterministic] = 1.0
         return self
 
 

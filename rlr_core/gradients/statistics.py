@@ -1,7 +1,7 @@
 """What the methods remember from update to update: variances of the two cotangents, gradient norms.
 
-One update is observed by `Statistics`; `Running` averages updates. An update is planned from earlier ones
-only, because its own batch would bias it.
+One update is observed by `Statistics`; `RunningStatistics` averages updates. An update is planned from
+earlier ones only, because its own batch would bias it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Statistics:
     def __init__(self, T: int):
         self.T = T
         self._moments: dict[tuple[str, int], list[Tensor]] = {}
-        self._counts = {kind: np.zeros(T + 1) for kind in ("pathwise", "ratio", "gradient")}
+        self._counts = {kind: np.zeros(T + 1) for kind in ("pathwise", "score_function", "gradient")}
         self._squares: dict[int, Tensor] = {}
 
-    def cotangents(self, t: int, pathwise: Tensor, ratio: Tensor) -> None:
-        """Add a batch's pathwise and likelihood-ratio cotangents [B, ...] of step t."""
-        for kind, value in (("pathwise", pathwise), ("ratio", ratio)):
+    def cotangents(self, t: int, pathwise: Tensor, score_function: Tensor) -> None:
+        """Add a batch's pathwise and score-function cotangents [B, ...] of step t."""
+        for kind, value in (("pathwise", pathwise), ("score_function", score_function)):
             self._counts[kind][t] += value.shape[0]
             parts = [value.sum(0), value.square().sum()]
             if (kind, t) in self._moments:
@@ -46,15 +46,15 @@ class Statistics:
         """
         reduce = reduce or (lambda tensor: tensor)
         counts = {k: reduce(torch.from_numpy(v.copy())).numpy() for k, v in self._counts.items()}
-        found = {kind: np.full(self.T + 1, np.nan) for kind in ("pathwise", "ratio", "gradient")}
+        totals = {kind: np.full(self.T + 1, np.nan) for kind in ("pathwise", "score_function", "gradient")}
         for t in range(1, self.T + 1):
-            for kind in ("pathwise", "ratio"):
+            for kind in ("pathwise", "score_function"):
                 if (count := counts[kind][t]) > 1:
-                    total, square = (reduce(part) for part in self._parts(kind, t))
-                    found[kind][t] = float((square - total.square().sum() / count) / (count - 1))
+                    whole, square = (reduce(part) for part in self._parts(kind, t))
+                    totals[kind][t] = float((square - whole.square().sum() / count) / (count - 1))
             if (count := counts["gradient"][t]) > 0:
-                found["gradient"][t] = float(reduce(self._squares.get(t, self._zero()))) / count
-        return found
+                totals["gradient"][t] = float(reduce(self._squares.get(t, self._zero()))) / count
+        return totals
 
     def _parts(self, kind: str, t: int) -> list[Tensor]:
         if (kind, t) in self._moments:
@@ -65,25 +65,27 @@ class Statistics:
         return torch.zeros_like(next(iter(self._squares.values())))
 
 
-class Running:
+class RunningStatistics:
     """Running means over updates; the state that `lam`, the roulette and the gradient-norm law read."""
 
     def __init__(self, T: int):
         self.T = T
         self.log_pathwise = np.full(T + 1, np.nan)
-        self.log_ratio = np.full(T + 1, np.nan)
+        self.log_score_function = np.full(T + 1, np.nan)
         self.square = np.full(T + 1, np.nan)
 
     def update(self, totals: dict[str, np.ndarray]) -> None:
         """Take in one update's `Statistics.totals`."""
         with np.errstate(divide="ignore", invalid="ignore"):
             self.log_pathwise = _average(self.log_pathwise, np.log(np.maximum(totals["pathwise"], 1e-30)))
-            self.log_ratio = _average(self.log_ratio, np.log(np.maximum(totals["ratio"], 1e-30)))
+            self.log_score_function = _average(
+                self.log_score_function, np.log(np.maximum(totals["score_function"], 1e-30))
+            )
         self.square = _average(self.square, totals["gradient"])
 
     def lam(self) -> Tensor:
         """Inverse-variance share of the pathwise cotangent per step [T + 1]; 1 where nothing is known."""
-        log_odds = np.nan_to_num(self.log_ratio - self.log_pathwise, nan=np.inf)
+        log_odds = np.nan_to_num(self.log_score_function - self.log_pathwise, nan=np.inf)
         return torch.from_numpy(_sigmoid(log_odds)).float()
 
     def norms(self) -> np.ndarray:
@@ -100,12 +102,12 @@ class Running:
             setattr(self, name, value.numpy().copy())
 
 
-def mixing_share(pathwise_variance: float, ratio_variance: float) -> float:
+def mixing_share(pathwise_variance: float, score_variance: float) -> float:
     """lambda = Var(s) / (Var(s) + Var(p)); 1 when both are 0."""
     if not np.isfinite(pathwise_variance):
         return 0.0
-    total = pathwise_variance + ratio_variance
-    return ratio_variance / total if total > 0 else 1.0
+    total = pathwise_variance + score_variance
+    return score_variance / total if total > 0 else 1.0
 
 
 def _average(old: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
 from rlr_core.lora.attach import Adapter, attach_to, check_free
 from rlr_core.lora.formats import LoraFile, is_text_encoder, load_lora
-from rlr_core.lora.names import known_in_files
+from rlr_core.lora.names import layers_by_file_name
 
 
 def apply_lora(model: DiffusionModel, path: str | Path, strength: float = 1.0) -> Adapter:
@@ -41,10 +41,10 @@ def apply_lora(model: DiffusionModel, path: str | Path, strength: float = 1.0) -
 
 def _places(model: DiffusionModel, file: LoraFile, path: Path) -> dict[str, str]:
     """Name in the adapter -> name in the file. Raises UserError if a name has no place, or two have one."""
-    known = known_in_files(model)
+    known = layers_by_file_name(model)
     lost = [name for name in file.modules if name not in known]
     text = [name for name in lost if is_text_encoder(name)]
-    if text and not model.text_encoders:
+    if text and set(model.networks) == set(model.denoisers):
         raise UserError(
             f"{path} also changes a text encoder ({len(text)} modules), which {model.name} has no place for; "
             "use a LoRA of the denoiser alone."

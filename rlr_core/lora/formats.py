@@ -22,13 +22,11 @@ from torch import Tensor
 
 from rlr_core.common.atomic import replacing
 from rlr_core.errors import UserError
-from rlr_core.lora.names import LEVEL, in_file, prefix, split
 
 if TYPE_CHECKING:
     from rlr_core.diffusion.models.base import DiffusionModel
     from rlr_core.lora.attach import Adapter
 
-LAYOUTS = ("kohya", "diffusers")
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # the key under which diffusers looks for peft's settings
 
 KEY = re.compile(
@@ -36,6 +34,7 @@ KEY = re.compile(
 )
 DOWN = ("lora_down", "lora_A", "lora.down")
 TEXT_ENCODER = ("lora_te", "text_encoder")
+TEXT_LEVEL = "text_model."  # of a CLIP text encoder, which peft and diffusers leave out
 
 
 class LoraModule(NamedTuple):
@@ -62,19 +61,22 @@ class LoraFile:
 def save_lora(
     adapter: Adapter,
     path: str | Path,
-    layout: str = "kohya",
+    layout: str | None = None,
     metadata: Mapping[str, object] | None = None,
     dtype: torch.dtype = torch.float32,
     way_out: str = "Choose another place.",
 ) -> Path:
     """Write the adapter as a .safetensors file and return its path; an existing file is replaced at once.
 
+    layout: None is the family's first, which stock ComfyUI loads whole.
     metadata: what to remember about the run (method, reward, steps, ...), stored as 'rlr_<key>' strings.
     way_out: what to do when the disk is full, the end of that sentence.
     The alpha in the file is the trained one: strength 1 on loading is the adapter as it was trained.
     """
-    if layout not in LAYOUTS:
-        raise UserError(f"Unknown LoRA layout {layout!r}; use one of {', '.join(LAYOUTS)}.")
+    layouts = adapter.model.lora_layouts
+    layout = layout or layouts[0]
+    if layout not in layouts:
+        raise UserError(f"Unknown LoRA layout {layout!r}; use one of {', '.join(layouts)}.")
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"A LoRA is saved as .safetensors; give {path.with_suffix('.safetensors')} instead.")
@@ -82,7 +84,7 @@ def save_lora(
     down, up = ("lora_down", "lora_up") if layout == "kohya" else ("lora_A", "lora_B")
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
-        key = in_file(adapter.model, name, layout)
+        key = adapter.model.lora_key(name, layout)
         tensors[f"{key}.{down}.weight"] = module.down.to(dtype).contiguous()
         tensors[f"{key}.{up}.weight"] = module.up.to(dtype).contiguous()
         if layout == "kohya":
@@ -172,12 +174,16 @@ def _header(
 def _peft_settings(model: DiffusionModel, modules: Mapping[str, LoraModule]) -> dict[str, object]:
     """peft's LoraConfig of each network, its keys prefixed as diffusers does ('unet.r')."""
     parts: dict[str, dict[str, LoraModule]] = {}
-    for name, module in modules.items():
-        network, path = split(model, name)
-        parts.setdefault(network, {})[path.removeprefix(LEVEL)] = module  # peft takes endings of paths too
+    for layer, module in modules.items():
+        network, _, path = layer.partition(".")
+        key = model.lora_key(layer, "diffusers")
+        if network not in model.denoisers:  # peft takes endings of paths too
+            path = path.removeprefix(TEXT_LEVEL)
+        parts.setdefault(key[: -len(path)].removesuffix(TEXT_LEVEL), {})[path] = module
+    denoisers = {model.lora_key(f"{name}.x", "diffusers")[:-1] for name in model.denoisers}
     settings: dict[str, object] = {}
-    for network, part in parts.items():
-        start, anchor = prefix(model, network, "diffusers"), "" if network else "^"
+    for start, part in parts.items():
+        anchor = "^" if start in denoisers else ""
         rank = Counter(module.rank for module in part.values()).most_common(1)[0][0]
         settings |= {
             f"{start}r": rank,

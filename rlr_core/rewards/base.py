@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,6 +35,11 @@ class Reward(ABC):
     whole_batch: bool = False
     """Whether a caller should score a whole batch in one call (a person is asked about pictures together);
     the scores are the same in pieces, but each piece is a question of its own."""
+    evaluable: bool = True
+    """Whether held-out pictures may be scored by it; where not (a person would be asked about them), the
+    surrogate is evaluated in its place."""
+    source: tuple[str, dict[str, Any]] | None = None
+    """The name and options that `load_reward` was given; None for a reward that was handed over."""
     files: tuple[WeightFile, ...] = ()
     """The weight files it needs, each with where to get it."""
     surrogate: Reward | None = None
@@ -48,10 +53,13 @@ class Reward(ABC):
         """Move the reward's networks to a device."""
         return self
 
-    def prepare(self, prompts: Sequence[str]) -> None:  # noqa: B027 - most rewards have nothing to prepare
+    def prepare(self, prompts: Sequence[str]) -> None:
         """Called once with every prompt of the run: embed them and drop the text tower."""
 
-    def after_update(self) -> None:  # noqa: B027 - most rewards learn nothing
+    def begin_update(self) -> None:
+        """Called at the start of every update, before its pictures are scored."""
+
+    def after_update(self) -> None:
         """Called once after every update of the model, and never inside one.
 
         What a reward averages or learns from the scores it has seen (a running mean, a surrogate's head)
@@ -66,7 +74,7 @@ class Reward(ABC):
         """What the reward has learned or averaged during a run; saved and restored with the run."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027 - most rewards keep no state
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -1,23 +1,21 @@
-"""The prompts of a run: read, staged, encoded once, and dealt out to batches."""
+"""The batches that a run trains on: prompts dealt out, conditioning and noise of every update."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from rlr_core.common.random_streams import seeds, stream
 from rlr_core.diffusion.conditioning import PromptBook
 from rlr_core.diffusion.rollout import Noise
-from rlr_core.gradients.estimator import Batch
+from rlr_core.gradients.samples import Batch
 
 
 class Batches:
-    """The batches that a run trains on: prompts, conditioning and noise of every update.
-
-    A function of the seed and the update alone, the same for every process and for a resumed run.
-    """
+    """A function of the seed and the update alone, the same for every process and for a resumed run."""
 
     def __init__(
         self,
@@ -32,28 +30,25 @@ class Batches:
         self.book, self.prompts = book, list(prompts)
         self.size, self.per_prompt, self.seed = size, per_prompt, seed
         self.latent_shape = tuple(latent_shape)
-        self._chosen: list[int] = []
 
     def draw(self, step: int) -> Batch:
         """The batch of update `step`; -1 is the calibration's."""
         dealt = deal(len(self.prompts), self.size // self.per_prompt, step + 1, self.seed)
-        self._chosen = [self.prompts[place] for place in dealt for _ in range(self.per_prompt)]
-        seeds = np.random.SeedSequence([self.seed, 3, step + 1]).generate_state(self.size, np.uint64)
+        rows = [self.prompts[place] for place in dealt for _ in range(self.per_prompt)]
+        noise_seeds = seeds(self.seed, "noise", self.size, step)
 
         def noise(index: Tensor) -> Noise:
-            return Noise(seeds[index.numpy()], self.latent_shape, self.book.device)
+            return Noise(noise_seeds[index.numpy()], self.latent_shape, self.book.device)
 
-        return Batch(noise, self.book.conditioning(self._chosen), torch.tensor(self._chosen))
-
-    def texts(self, index: Tensor) -> list[str]:
-        """What the reward is asked about, for trajectories of the batch drawn last."""
-        return self.book.texts([self._chosen[i] for i in index.tolist()])
+        return Batch(noise, self.book.conditioning(rows), torch.tensor(rows), self.book.texts(rows))
 
 
 def deal(count: int, per_update: int, step: int, seed: int) -> list[int]:
     """Which of `count` prompts update `step` (from 0) takes: shuffled epochs, none skipped or repeated."""
-    chosen = []
-    for position in range(step * per_update, (step + 1) * per_update):
-        epoch, place = divmod(position, count)
-        chosen.append(int(np.random.default_rng([seed, 4, epoch]).permutation(count)[place]))
-    return chosen
+    places = [divmod(position, count) for position in range(step * per_update, (step + 1) * per_update)]
+    return [_epoch(seed, epoch, count)[place] for epoch, place in places]
+
+
+@lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, count: int) -> list[int]:
+    return stream(seed, "prompts", epoch).permutation(count).tolist()

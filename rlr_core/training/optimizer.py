@@ -1,10 +1,11 @@
-"""The optimiser, its learning rate, and the running average of the adapter's weights."""
+"""The optimizer, its learning rate, and the exponential moving average (EMA) of the adapter's weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +13,20 @@ from torch import Tensor
 from rlr_core.config import OptimizerConfig
 from rlr_core.errors import UserError
 
+GIVE_UP_AFTER = 5
+"""Updates in a row whose gradient is not finite."""
 
-class Ascent:
-    """Climbs a gradient: clips it, sets the learning rate of the update, averages the weights."""
+
+class Step(NamedTuple):
+    """What became of a gradient."""
+
+    norm: float
+    """Before clipping."""
+    taken: bool
+
+
+class AdapterOptimizer:
+    """Takes steps along gradients of J: clips them, sets the learning rate, averages the weights."""
 
     def __init__(self, parameters: Sequence[Tensor], config: OptimizerConfig, steps: int):
         """steps: updates of the whole run, for the schedule."""
@@ -25,8 +37,14 @@ class Ascent:
             "weight_decay": config.weight_decay,
         }
         self.optimizer = _optimizer_class(config.name)(self.parameters, **arguments)
-        self.averages = [p.detach().clone() for p in self.parameters] if config.ema_decay else None
-        self.taken = 0
+        self.ema = [p.detach().clone() for p in self.parameters] if config.ema_decay else None
+        self.taken = self.skipped = self.skipped_in_a_row = 0
+
+    @torch.no_grad()
+    def keep_ema(self) -> None:
+        """Let the parameters be their moving average from now on, where there is one."""
+        if self.ema is not None:
+            torch._foreach_copy_([p.data for p in self.parameters], self.ema)
 
     def learning_rate(self, step: int) -> float:
         """Of update `step`, counted from 0."""
@@ -39,15 +57,15 @@ class Ascent:
             rate *= 0.5 * (1 - math.cos(math.pi * left))
         return rate
 
-    def climb(self, gradient: Sequence[Tensor], step: int) -> tuple[float, bool]:
-        """One optimiser step along `gradient`. Returns its norm before clipping, and whether it was taken.
-
-        A gradient that is not finite is not taken.
-        """
+    def step(self, gradient: Sequence[Tensor], step: int) -> Step:
+        """One optimizer step along `gradient`; one that is not finite is not taken."""
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradient))))
         value = float(norm)
         if not math.isfinite(value):
-            return value, False
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            return Step(value, False)
+        self.skipped_in_a_row = 0
         limit = self.config.max_grad_norm
         scale = -min(1.0, limit / value) if limit and value > 0 else -1.0
         for parameter, direction in zip(self.parameters, gradient, strict=True):
@@ -56,37 +74,46 @@ class Ascent:
             group["lr"] = self.learning_rate(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._average()
-        return value, True
+        self._update_ema()
+        return Step(value, True)
+
+    def check_not_stuck(self) -> None:
+        """Raise UserError when too many steps in a row were not taken."""
+        if self.skipped_in_a_row >= GIVE_UP_AFTER:
+            raise UserError(
+                f"{GIVE_UP_AFTER} updates in a row had gradients that are not finite: lower "
+                f"optimizer.learning_rate, or use dtype=bf16 or fp32 if this model runs in fp16, which "
+                f"overflows. The state before them is kept."
+            )
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _update_ema(self) -> None:
         self.taken += 1
-        if self.averages is not None:
+        if self.ema is not None:
             # while few steps are taken, the plain mean; later the running one
             decay = min(self.config.ema_decay, self.taken / (self.taken + 1))
-            torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
 
     @contextmanager
     @torch.no_grad()
-    def averaged(self) -> Iterator[None]:
-        """The parameters are their running average inside the `with`."""
-        if self.averages is None:
+    def ema_weights(self) -> Iterator[None]:
+        """The parameters are their moving average inside the `with`."""
+        if self.ema is None:
             yield
             return
         own = [parameter.detach().clone() for parameter in self.parameters]
-        torch._foreach_copy_(self.parameters, self.averages)
+        torch._foreach_copy_(self.parameters, self.ema)
         try:
             yield
         finally:
             torch._foreach_copy_(self.parameters, own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Flat: '<parameter>.<name>' of the optimiser, 'average.<parameter>', and the count of steps."""
-        flat = {"taken": torch.tensor(self.taken)}
+        """Flat: '<parameter>.<name>' of the optimizer, 'ema.<parameter>', and the counts of steps."""
+        flat = {"counts": torch.tensor([self.taken, self.skipped, self.skipped_in_a_row])}
         for place, values in self.optimizer.state_dict()["state"].items():
             flat |= {f"{place}.{name}": v for name, v in values.items() if isinstance(v, Tensor)}
-        flat |= {f"average.{i}": average for i, average in enumerate(self.averages or [])}
+        flat |= {f"ema.{i}": average for i, average in enumerate(self.ema or [])}
         return flat
 
     @torch.no_grad()
@@ -94,10 +121,10 @@ class Ascent:
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in flat.items():
             place, _, name = key.partition(".")
-            if place == "taken":
-                self.taken = int(value)
-            elif place == "average":
-                self.averages[int(name)].copy_(value)
+            if place == "counts":
+                self.taken, self.skipped, self.skipped_in_a_row = value.tolist()
+            elif place == "ema":
+                self.ema[int(name)].copy_(value)
             else:
                 state.setdefault(int(place), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]

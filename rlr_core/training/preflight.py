@@ -13,7 +13,7 @@ from rlr_core.diffusion.chain import EvaluationCounts
 from rlr_core.errors import UserError
 
 if TYPE_CHECKING:
-    from rlr_core.training.trainer import Trainer
+    from rlr_core.training.setup import Parts
 
 GIB = 2**30
 MARGIN = 1.1
@@ -33,62 +33,69 @@ class Need(NamedTuple):
         return MARGIN * max(self.step * micro_batch, self.picture * decode_batch)
 
 
-def check_memory(trainer: Trainer, free: int | None = None) -> Need | None:
+def check_memory(parts: Parts, free: int | None = None) -> Need | None:
     """Refuse a run that would not fit, with the numbers and the settings that would. Raises UserError.
 
     free: bytes to be had; None asks the GPU. Without a GPU there is nothing to ask, and None is returned.
     """
-    device = trainer.model.device
+    device = parts.model.device
     if free is None:
         if device.type != "cuda":
             return None
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
+    width, height = picture_size(parts)
     try:
-        need = measure(trainer)
+        need = measure(parts)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"Not even one picture of {trainer.width} x {trainer.height} fits into the {free / GIB:.1f} GiB "
-            f"that are free. {_smaller(trainer, 2.0)}"
+            f"Not even one picture of {width} x {height} fits into the {free / GIB:.1f} GiB "
+            f"that are free. {_smaller(parts, 2.0)}"
         ) from error
-    config = trainer.config
-    wanted = need.total(config.micro_batch, config.decode_batch)
-    if wanted > free:
+    config = parts.config
+    needed = need.total(config.micro_batch, config.decode_batch)
+    if needed > free:
         raise UserError(
-            f"This run needs about {wanted / GIB:.1f} GiB beside the model, and {free / GIB:.1f} GiB are "
+            f"This run needs about {needed / GIB:.1f} GiB beside the model, and {free / GIB:.1f} GiB are "
             f"free: {need.step / GIB:.2f} GiB for each of micro_batch {config.micro_batch} in a step, "
             f"{need.picture / GIB:.2f} GiB for each of decode_batch {config.decode_batch} in the reward. "
-            f"{_what_fits(trainer, need, free)}"
+            f"{_what_fits(parts, need, free)}"
         )
     return need
 
 
-def measure(trainer: Trainer) -> Need:
+def measure(parts: Parts) -> Need:
     """Bytes that one picture takes in a step and in the reward. Leaves no trace in the run."""
-    chain, model, reward = trainer.chain, trainer.model, trainer.reward
+    chain, model, reward = parts.chain, parts.model, parts.reward
     counts, state = chain.evaluations, reward.state_dict()
-    book, first = trainer.batches.book, trainer.batches.prompts[:1]
+    book, first = parts.batches.book, parts.batches.prompts[:1]
     conditioning, text = book.conditioning(first), book.texts(first)
-    latents = torch.zeros(1, *trainer.latent_shape, device=model.device)
+    latents = torch.zeros(1, *parts.latent_shape, device=model.device)
     chain.evaluations = EvaluationCounts()
 
     def step() -> Tensor:
         return chain.mean(latents.clone().requires_grad_(True), chain.T, conditioning)
 
     def score() -> Tensor:
-        images = model.decode(latents.clone().requires_grad_(trainer.scorer.pathwise)).clamp(0, 1)
+        images = model.decode(latents.clone().requires_grad_(parts.scorer.pathwise)).clamp(0, 1)
         return reward(images, text)
 
     try:
         with torch.enable_grad():
             step_bytes = _cost(step, model.device)
-        with torch.set_grad_enabled(trainer.scorer.pathwise):
+        with torch.set_grad_enabled(parts.scorer.pathwise):
             return Need(step_bytes, _cost(score, model.device))
     finally:
         chain.evaluations = counts
         reward.load_state_dict(state)
-        for parameter in trainer.adapter.parameters():
+        for parameter in parts.adapter.parameters():
             parameter.grad = None
+
+
+def picture_size(parts: Parts) -> tuple[int, int]:
+    """Width and height in pixels."""
+    sampler, default = parts.config.sampler, parts.model.default_size
+    return sampler.width or default[1], sampler.height or default[0]
 
 
 def _cost(function: Callable[[], Tensor], device: torch.device) -> int:
@@ -116,9 +123,9 @@ def _cost(function: Callable[[], Tensor], device: torch.device) -> int:
     return sum(kept.values())
 
 
-def _what_fits(trainer: Trainer, need: Need, free: int) -> str:
+def _what_fits(parts: Parts, need: Need, free: int) -> str:
     """Settings that would fit, as a sentence."""
-    config = trainer.config
+    config = parts.config
     micro_batch = int(free / (MARGIN * need.step)) if need.step else config.micro_batch
     decode_batch = int(free / (MARGIN * need.picture)) if need.picture else config.decode_batch
     if micro_batch >= 1 and decode_batch >= 1:
@@ -128,13 +135,13 @@ def _what_fits(trainer: Trainer, need: Need, free: int) -> str:
         if decode_batch < config.decode_batch:
             lower.append(f"decode_batch {decode_batch}")
         return f"This would fit: {' and '.join(lower)}; the result stays the same."
-    return _smaller(trainer, need.total(1, 1) / free)
+    return _smaller(parts, need.total(1, 1) / free)
 
 
-def _smaller(trainer: Trainer, excess: float) -> str:
+def _smaller(parts: Parts, excess: float) -> str:
     """What to do when one picture is too much; excess: how many times too much."""
-    if not trainer.config.gradient_checkpointing:
+    if not parts.config.gradient_checkpointing:
         return "Set micro_batch 1, decode_batch 1 and gradient_checkpointing on."
-    sides = (trainer.width, trainer.height)
+    sides = picture_size(parts)
     width, height = (max(64, int(side / math.sqrt(excess)) // 64 * 64) for side in sides)
     return f"With micro_batch 1 and decode_batch 1, pictures of {width} x {height} would fit."

@@ -92,7 +92,7 @@ class RunFolder:
         """Add a row: numbers, strings, None, nested. JSON has no infinity and no NaN: they become null."""
         data = (json.dumps(_plain(row), allow_nan=False) + "\n").encode()
         path = self.path / METRICS
-        with disk(path, self._way_out()), open(path, "ab", buffering=0) as file:
+        with disk(path, self.way_out()), open(path, "ab", buffering=0) as file:
             size = file.tell()
             try:
                 while data:
@@ -164,9 +164,10 @@ class RunFolder:
 
     def replacing(self, name: str) -> AbstractContextManager[Path]:
         """A temporary path to write `name` to; on leaving it takes the name's place, whole, or not at all."""
-        return replacing(self.path / name, self._way_out())
+        return replacing(self.path / name, self.way_out())
 
-    def _way_out(self) -> str:
+    def way_out(self) -> str:
+        """What to do when the disk is full: the end of that sentence."""
         if (self.path / STATE).exists():
             return f"The last saved state is whole: make room and go on with --resume {self.path}."
         return "No state had been saved yet: make room and start again."

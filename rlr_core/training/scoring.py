@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rlr_core.common.pending import Pending
 from rlr_core.diffusion.models.base import DiffusionModel
-from rlr_core.gradients.estimator import Scores
+from rlr_core.gradients.samples import Scores
 from rlr_core.rewards.base import Reward
 
 
@@ -23,16 +24,14 @@ class Scorer:
         self,
         model: DiffusionModel,
         reward: Reward,
-        prompts: Callable[[Tensor], Sequence[str]],
         decode_batch: int = 1,
         before_piece: Callable[[], None] = lambda: None,
         surrogate: bool = True,
     ):
-        """prompts: the prompts of trajectories by index; decode_batch: pictures in a piece, but for a reward
-        that wants whole (micro-)batches; before_piece: called ahead of each piece, may raise; surrogate: use
-        a black-box reward's differentiable stand-in.
+        """decode_batch: pictures in a piece, but for a reward that wants whole (micro-)batches; before_piece:
+        called ahead of each piece, may raise; surrogate: use a black-box reward's differentiable stand-in.
         """
-        self.model, self.reward, self.prompts = model, reward, prompts
+        self.model, self.reward = model, reward
         self.decode_batch, self.before_piece = decode_batch, before_piece
         self.surrogate = None if reward.differentiable or not surrogate else reward.surrogate
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
@@ -42,15 +41,21 @@ class Scorer:
         """Whether there is any gradient to start from."""
         return self.reward.differentiable or self.surrogate is not None
 
-    def __call__(self, latents: Tensor, index: Tensor, gradient: bool) -> Scores:
-        """Scores of final latents [N, ...]; index: their places in the batch [N]."""
-        prompts = self.prompts(index)
+    def __call__(self, latents: Tensor, prompts: Sequence[str], gradient: bool) -> Scores:
+        """Scores of final latents [N, ...] of these prompts; gradient: whether one is asked for. Where scores
+        are pending, all pieces are asked about before Pending is raised."""
         size = len(latents) if self.reward.whole_batch else self.decode_batch
         pieces = []
+        pending: Pending | None = None
         for start in range(0, len(latents), size):
             self.before_piece()
             piece = slice(start, start + size)
-            pieces.append(self._piece(latents[piece], prompts[piece], gradient))
+            try:
+                pieces.append(self._piece(latents[piece], prompts[piece], gradient))
+            except Pending as asked:
+                pending = asked
+        if pending is not None:
+            raise pending
         columns = zip(*pieces, strict=True)
         return Scores(*(None if column[0] is None else torch.cat(column) for column in columns))
 
@@ -62,18 +67,18 @@ class Scorer:
             images = self.model.decode(leaf).clamp(0, 1)
             if self.surrogate is None:
                 reward = value = self.reward(images, prompts)
-                self._note(self.reward)
+                self._log_parts(self.reward)
             else:
                 with torch.no_grad():
                     reward = self.reward(images.detach(), prompts)
-                    self._note(self.reward)
+                    self._log_parts(self.reward)
                 value = self.surrogate(images, prompts) if gradient else None
         if not gradient:
             return reward.detach(), None, None
-        (pulled,) = torch.autograd.grad(value.sum(), leaf)
-        return reward.detach(), pulled, None if self.surrogate is None else value.detach()
+        (of_latents,) = torch.autograd.grad(value.sum(), leaf)
+        return reward.detach(), of_latents, None if self.surrogate is None else value.detach()
 
-    def _note(self, reward: Reward) -> None:
+    def _log_parts(self, reward: Reward) -> None:
         for name, values in reward.parts().items():
             self._parts[name].append(values.detach().float().cpu())
 

@@ -260,7 +260,7 @@ def test_sample_takes_the_first_held_out_prompts_of_a_config(rlr, run_folder, he
 
 
 def test_list_names_all_there_is(rlr):
-    from rlr_core.methods.table import METHODS
+    from rlr_core.methods import METHODS
     from rlr_core.rewards import REWARDS
 
     code, out, _ = rlr("list")

@@ -22,8 +22,8 @@ from rlr_core.config.settings import (
     save_config,
     state_differences,
 )
-from rlr_core.config.validate import check_config
 from rlr_core.errors import UserError
+from rlr_core.training.check import check_config
 
 SECTIONS = (TrainConfig, SamplerConfig, MethodConfig, LoraConfig, OptimizerConfig, EvaluationConfig)
 

@@ -36,9 +36,9 @@ def latents(model, count=2, seed=0):
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_family_recognises_its_own_files_only(path):
+def test_a_family_recognizes_its_own_files_only(path):
     family, place = path
-    assert [other for other in FAMILIES if other.recognises(place)] == [family]
+    assert [other for other in FAMILIES if other.recognizes(place)] == [family]
 
 
 def test_loading_twice_gives_the_same_model(path, model):
@@ -56,18 +56,29 @@ def test_shapes_and_types_are_those_of_the_protocol(model):
     output, pixels = model.denoise(x, 500.0, rows), model.decode(x)
     assert (output.shape, output.dtype) == (x.shape, FLOAT)
     assert (pixels.shape, pixels.dtype) == ((2, 3, *model.default_size), FLOAT)
-    assert not any(parameter.requires_grad for parameter in model.denoiser.parameters())
+    assert set(model.denoisers) <= model.networks.keys()
+    parameters = [p for network in model.networks.values() for p in network.parameters()]
+    assert parameters and not any(parameter.requires_grad for parameter in parameters)
     with pytest.raises(UserError):
         model.latent_shape(model.default_size[0] + 1, model.default_size[1])
 
 
-def test_text_encoders_have_targets_and_names_in_files_like_the_denoiser(model):
-    assert model.text_encoders.keys() == model.text_prefixes.keys()
-    assert bool(model.text_encoders) == (not isinstance(model, TinyFlow))
-    if model.text_encoders:
+def test_text_encoders_have_targets_and_every_layer_has_names_in_files_of_its_own(model):
+    encoders = set(model.networks) - set(model.denoisers)
+    assert bool(encoders) == (not isinstance(model, TinyFlow))
+    if encoders:
         assert model.text_targets.keys() == model.lora_targets.keys()
-    for prefixes in model.text_prefixes.values():
-        assert prefixes.keys() == model.lora_prefixes.keys()
+    layers = model.lora_layers("all", text_encoder=bool(encoders))
+    for layout in model.lora_layouts:
+        names = [model.lora_key(layer, layout) for layer in layers]
+        assert len(set(names)) == len(layers)
+
+
+def test_the_forward_process_goes_from_picture_to_noise(model):
+    levels = [model.noise_level(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert all(a.alpha > b.alpha and a.sigma < b.sigma for a, b in zip(levels, levels[1:], strict=False))
+    assert all(a.timestep < b.timestep for a, b in zip(levels, levels[1:], strict=False))
+    assert levels[0].alpha > 0.99 and levels[-1].sigma > 0.9
 
 
 def test_the_output_depends_on_latents_time_and_prompt(model):

@@ -54,7 +54,7 @@ def checkpoint(request, tmp_path_factory):
 def test_a_folder_loads_without_the_network(folder):
     model = load_model(folder)
     assert model.family == "stable-diffusion" and model.name == folder.name
-    assert model.denoiser.device.type == model.device.type
+    assert model.unet.device.type == model.device.type
 
 
 def test_a_folder_of_fp16_variant_files_loads(copy):
@@ -85,7 +85,7 @@ def test_a_checkpoint_file_loads_every_weight_without_the_network(checkpoint):
     path, version, networks = checkpoint
     model = load_model(str(path), device="cpu", dtype="fp32")
     assert model.name == f"{version}.safetensors"
-    for ours, original in zip((model.denoiser, model.vae, model.text_encoder), networks, strict=True):
+    for ours, original in zip((model.unet, model.vae, model.text_encoder), networks, strict=True):
         state, expected = ours.state_dict(), original.state_dict()
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[name], expected[name]) for name in expected)
@@ -192,7 +192,7 @@ def test_the_built_in_model_is_loaded_by_name(folder, monkeypatch):
 )
 def test_dtypes_are_strings_torch_types_or_the_best_for_the_device(folder, asked, dtype):
     model = load_model(folder, device="cpu", dtype=asked)
-    assert model.dtype == model.denoiser.dtype == dtype
+    assert model.dtype == model.unet.dtype == dtype
     assert model.vae.dtype == torch.float32  # a half-precision decoder is slow and coarse on the CPU
 
 

@@ -276,7 +276,7 @@ def test_pixels_are_not_clamped_and_carry_a_gradient(model):
 
 
 def test_weights_are_frozen_and_nothing_is_random(model):
-    networks = (model.denoiser, model.vae, model.text_encoder)
+    networks = (model.unet, model.vae, model.text_encoder)
     assert not any(p.requires_grad for network in networks for p in network.parameters())
     assert not any(module.training for network in networks for module in network.modules())
 
@@ -284,7 +284,7 @@ def test_weights_are_frozen_and_nothing_is_random(model):
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_weights_give_float32_outputs_near_the_float32_model(folders, model, dtype):
     half = load_model(folders["epsilon"], device="cpu", dtype=dtype)
-    assert {p.dtype for p in half.denoiser.parameters()} == {half.dtype}
+    assert {p.dtype for p in half.unet.parameters()} == {half.dtype}
     x = latents(2, 4, 8, 8)
     prompts = ["a cat", "a dog"]
     outputs = [m.denoise(x, 401.0, m.encode_prompts(prompts)) for m in (model, half)]
@@ -315,7 +315,7 @@ def saved_bytes_and_gradients(model, adapter):
 
     x = latents(2, 4, 16, 16).requires_grad_()
     rows = model.encode_prompts(["a cat", "a dog"])
-    networks = (model.denoiser, model.vae, model.text_encoder)
+    networks = (model.unet, model.vae, model.text_encoder)
     weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         score = model.decode(model.denoise(x, 301.0, rows)).square().mean()
@@ -356,12 +356,12 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(folders, text
 def test_denoise_adds_nothing_to_the_unet_call(model, monkeypatch):
     """One UNet call per evaluation, its own arguments only, and a timestep made on the device."""
     calls = []
-    forward = type(model.denoiser).forward
+    forward = type(model.unet).forward
 
     def counted(self, sample, timestep, **keywords):
         calls.append((timestep.device.type, sorted(keywords)))
         return forward(self, sample, timestep, **keywords)
 
-    monkeypatch.setattr(type(model.denoiser), "forward", counted)
+    monkeypatch.setattr(type(model.unet), "forward", counted)
     model.denoise(latents(1, 4, 8, 8), 10.0, model.encode_prompts([""]))
     assert calls == [("cpu", ["encoder_hidden_states", "return_dict"])]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rlr_core.config import SamplerConfig
 from rlr_core.diffusion import kernels
-from rlr_core.diffusion.models.base import DiffusionModel, Rows
+from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel, Rows
 from rlr_core.diffusion.models.loading import register_family
 from rlr_core.errors import UserError
 
@@ -36,7 +36,8 @@ class TinyFlow(DiffusionModel):
         "attention+ff": (*ATTENTION, "mlp.0", "mlp.2"),
         "all": (*ATTENTION, "mlp.0", "mlp.2", "modulation", "patch_in", "patch_out"),
     }
-    lora_prefixes = {"kohya": "lora_transformer_", "diffusers": "transformer."}
+    denoisers = ("transformer",)
+    prediction = "flow"
 
     def __init__(self, seed: int = 0, device: torch.device | None = None, dtype: torch.dtype = torch.float32):
         with torch.random.fork_rng(devices=[]):
@@ -46,10 +47,10 @@ class TinyFlow(DiffusionModel):
             self.to_pixels = torch.randn(3, CHANNELS)
         self.name = f"tiny-flow-{seed}"
         self.device, self.dtype = device or torch.device("cpu"), dtype
-        self.denoiser = denoiser.to(self.device, dtype).requires_grad_(False).eval()
+        self.networks = {"transformer": denoiser.to(self.device, dtype).requires_grad_(False).eval()}
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
+    def recognizes(cls, path: Path) -> bool:
         return path.is_file() and path.suffix == ".tinyflow"
 
     @classmethod
@@ -65,7 +66,7 @@ class TinyFlow(DiffusionModel):
         lengths = torch.tensor([float(len(prompt)) for prompt in prompts])
         return {"letters": rows.to(self.device, self.dtype), "length": lengths.to(self.device, self.dtype)}
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
         if (height, width) != self.default_size:
             raise UserError(f"{self.name} makes pictures of {self.default_size}, not {height} x {width}.")
         return (CHANNELS, SIDE, SIDE)
@@ -80,9 +81,17 @@ class TinyFlow(DiffusionModel):
         steps = kernels.flow_steps(timesteps, levels, eta=sampler.eta, kernel=kernel)
         return kernels.with_last_step_noise(steps, sampler.last_step_noise)
 
+    def noise_level(self, share: float) -> NoiseLevel:
+        return NoiseLevel(share * 1000, 1 - share, share)
+
+    def lora_key(self, layer: str, layout: str) -> str:
+        path = layer.partition(".")[2]
+        return layer if layout == "diffusers" else f"lora_transformer_{path.replace('.', '_')}"
+
     def denoise(self, latents: Tensor, timestep: float, conditioning: Rows) -> Tensor:
         letters, length = conditioning["letters"], conditioning["length"]
-        return self.denoiser(latents.to(self.dtype), timestep / 1000, letters, length).float()
+        network = self.networks["transformer"]
+        return network(latents.to(self.dtype), timestep / 1000, letters, length).float()
 
     def decode(self, latents: Tensor) -> Tensor:
         pixels = torch.einsum("pc,bchw->bphw", self.to_pixels.to(latents.device), latents)

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from rlr_core.config import MethodConfig
 from rlr_core.diffusion.conditioning import Conditioning
-from rlr_core.gradients.estimator import Batch, Estimator, Scores
+from rlr_core.gradients.estimator import Problem
+from rlr_core.gradients.samples import Batch, Scores
+from rlr_core.methods import method_class
 
 D = 3
 
@@ -83,36 +85,43 @@ def estimates(
 ) -> Tensor:
     """`updates` independent gradient estimates [updates, D] with fixed parameters."""
 
-    def score(x0: Tensor, index: Tensor, wanted: bool) -> Scores:
+    def score(x0: Tensor, prompts, gradient: bool) -> Scores:
         if black_box and surrogate is None:
             return Scores(chain.reward(x0))
         with torch.enable_grad():
             leaf = x0.clone().requires_grad_()
             value = surrogate(leaf) if black_box else chain.reward(leaf)
-            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            (of_latents,) = torch.autograd.grad(value.sum(), leaf)
         if black_box:
-            return Scores(chain.reward(x0), gradient, value.detach())
-        return Scores(value.detach(), gradient if wanted else None)
+            return Scores(chain.reward(x0), of_latents, value.detach())
+        return Scores(value.detach(), of_latents if gradient else None)
 
     chain.theta.requires_grad_(True)
-    estimator = Estimator(
-        chain, [chain.theta], options, score,
-        pathwise=not black_box or surrogate is not None, differentiable=not black_box, micro_batch=batch,
-    )  # fmt: skip
-    found = []
-    for step in range(-1 if estimator.needs_calibration else 0, updates):
-        block = Batch(
-            lambda index, step=step: BlockNoise(step + 10, index),
+    problem = Problem(
+        chain,
+        [chain.theta],
+        score,
+        pathwise=not black_box or surrogate is not None,
+        differentiable=not black_box,
+        micro_batch=batch,
+    )
+    method = method_class(options.name)(problem, options)
+
+    def draw(step: int) -> Batch:
+        return Batch(
+            lambda index: BlockNoise(step + 10, index),
             nothing(batch),
             torch.arange(batch) % groups,
+            [""] * batch,
         )
-        rollouts = estimator.sample(step + 5, block)
-        if step < 0:
-            estimator.calibrate(rollouts, block)
-            continue
-        found.append(estimator.estimate(rollouts, block).gradient[0])
+
+    method.prepare(draw)
+    gradients = []
+    for step in range(updates):
+        (estimate, *_) = method.gradients(method.collect(draw(step), step))
+        gradients.append(estimate.gradient[0])
     chain.theta.requires_grad_(False)
-    return torch.stack(found)
+    return torch.stack(gradients)
 
 
 def z_scores(found: Tensor, truth: Tensor, truth_error: Tensor | float = 0.0) -> Tensor:

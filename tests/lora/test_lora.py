@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from adapters import PROMPTS, attach, fill, output
 from tiny_flow import TinyFlow
 
+from rlr_core.diffusion.models import peft_layers
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
 from rlr_core.lora.apply import apply_lora
-from rlr_core.lora.attach import attach_to, target_paths
-from rlr_core.lora.names import networks
 
 
 def modules_of(model):
     """Every module of what an adapter can go into, by network and path."""
     return {
         (name, path): module
-        for name, network in networks(model).items()
+        for name, network in model.networks.items()
         for path, module in network.named_modules()
         if path
     }
@@ -54,13 +51,13 @@ def test_the_adapter_is_float32_on_a_half_precision_base(tiny_sd_folder, dtype):
     output(model).sum().backward()
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in adapter.parameters()} == {torch.float32}
-    for network in (model.denoiser, model.text_encoder):
+    for network in (model.unet, model.text_encoder):
         assert {p.dtype for p in network.parameters() if not p.requires_grad} == {model.dtype}
 
 
 def step_with_gradients(model, parameters):
     """Output, gradients of the latents and the parameters, and bytes of activations kept for them."""
-    networks = (model.denoiser, model.text_encoder)
+    networks = (model.unet, model.text_encoder)
     kept = {}
 
     def note(tensor):
@@ -130,25 +127,25 @@ def test_parameters_come_in_sorted_order(tiny_model):
 
 def test_the_named_targets_grow(tiny_model):
     attention, with_ff, everything = (
-        set(target_paths(tiny_model, targets)) for targets in ("attention", "attention+ff", "all")
+        set(tiny_model.lora_layers(targets)) for targets in ("attention", "attention+ff", "all")
     )
     assert attention < with_ff < everything
 
 
 def test_stable_diffusion_targets_are_every_projection_of_its_blocks(sd):
-    paths = set(target_paths(sd, "all"))
+    paths = set(sd.lora_layers("all"))
     rest = {
-        name for name, module in sd.denoiser.named_modules()
-        if isinstance(module, torch.nn.Linear) and name not in paths
+        name for name, module in sd.unet.named_modules()
+        if isinstance(module, torch.nn.Linear) and f"unet.{name}" not in paths
     }  # fmt: skip
     assert rest == {"time_embedding.linear_1", "time_embedding.linear_2"}
-    assert any(name.endswith("to_out.0") for name in target_paths(sd, "attention"))
+    assert any(name.endswith("to_out.0") for name in sd.lora_layers("attention"))
 
 
 def test_targets_may_be_a_list_of_endings(sd):
     adapter = attach(sd, rank=2, targets=["attn2.to_k", "mid_block.resnets.0.conv1"])
     assert all(path.endswith(("attn2.to_k", "mid_block.resnets.0.conv1")) for path in adapter.layers)
-    assert "mid_block.resnets.0.conv1" in adapter.layers and len(adapter.layers) == 5
+    assert "unet.mid_block.resnets.0.conv1" in adapter.layers and len(adapter.layers) == 5
     before = output(sd)
     fill(adapter)
     assert not torch.equal(output(sd), before)
@@ -158,9 +155,13 @@ def test_a_modules_rank_is_its_own_even_if_its_path_ends_another():
     """As in Flux: proj_out at the top and single_transformer_blocks.0.proj_out."""
     layers = torch.nn.ModuleDict({"out": torch.nn.Linear(8, 8), "other": torch.nn.Linear(8, 8)})
     denoiser = torch.nn.ModuleDict({"out": torch.nn.Linear(8, 8), "block": layers})
-    wanted = {"block.other": (2, 2.0), "block.out": (2, 2.0), "out": (3, 5.0)}
-    adapter = attach_to(SimpleNamespace(denoiser=denoiser, text_encoders={}, name="toy"), wanted)
-    assert {path: (m.rank, m.alpha) for path, m in adapter.modules().items()} == wanted
+    sizes = {"net.block.other": (2, 2.0), "net.block.out": (2, 2.0), "net.out": (3, 5.0)}
+    layers = peft_layers.inject({"net": denoiser}, sizes, torch.device("cpu"))
+    ranks = {
+        name: (layer.r[peft_layers.ADAPTER], layer.lora_alpha[peft_layers.ADAPTER])
+        for name, layer in layers.items()
+    }
+    assert ranks == sizes
 
 
 def test_targets_that_match_nothing_show_what_there_is(sd):

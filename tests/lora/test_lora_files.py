@@ -17,8 +17,7 @@ from tiny_flow import TinyFlow
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
 from rlr_core.lora import apply_lora, load_lora, save_lora
-from rlr_core.lora.attach import attach_to, target_paths
-from rlr_core.lora.names import networks
+from rlr_core.lora.attach import attach_to
 
 # --- round trips ---
 
@@ -96,7 +95,7 @@ def test_other_spellings_of_the_text_encoders_layers_are_read(tiny_sd_folder, sd
 def test_ranks_and_alphas_that_differ_between_modules_survive(tiny_sd_folder, sd, layout, tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    paths = target_paths(sd, "attention+ff", text_encoder=True)
+    paths = sd.lora_layers("attention+ff", text_encoder=True)
     adapter = fill(attach_to(sd, {path: (2 + i % 3, 1.0 + i % 2) for i, path in enumerate(paths)}))
     tuned = output(sd)
     path = adapter.save(tmp_path / "x.safetensors", layout)
@@ -106,7 +105,7 @@ def test_ranks_and_alphas_that_differ_between_modules_survive(tiny_sd_folder, sd
     assert {p: m.rank for p, m in again.modules().items()} == {p: 2 + i % 3 for i, p in enumerate(paths)}
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd_folder, local_files_only=True)
     pipeline.load_lora_weights(path)
-    sd.denoiser, sd.text_encoder = pipeline.unet, pipeline.text_encoder
+    sd.unet, sd.text_encoder = pipeline.unet, pipeline.text_encoder
     assert torch.equal(output(sd), tuned)
 
 
@@ -224,7 +223,7 @@ def refused(sd, path):
     """The sentence with which the file is refused; the model must be untouched."""
 
     def modules():
-        return [module for network in networks(sd).values() for module in network.children()]
+        return [module for network in sd.networks.values() for module in network.children()]
 
     before = [list(module.modules()) for module in modules()]
     with pytest.raises(UserError) as caught:
@@ -315,9 +314,9 @@ def test_diffusers_own_file_of_a_peft_adapter_is_read_at_its_strength(tiny_sd_fo
         StableDiffusionPipeline.save_lora_weights(
             tmp_path, unet_lora_layers=layers, weight_name=name, unet_lora_adapter_metadata=settings
         )
-        own, sd.denoiser = sd.denoiser, pipeline.unet
+        own, sd.unet = sd.unet, pipeline.unet
         expected = output(sd)
-        sd.denoiser = own
+        sd.unet = own
         adapter = apply_lora(sd, tmp_path / name)
         assert torch.equal(output(sd), expected)
         adapter.detach()
@@ -328,7 +327,7 @@ def test_the_metadata_of_the_diffusers_layout_is_pefts(sd, tmp_path):
     with safe_open(adapter.save(tmp_path / "x.safetensors", "diffusers"), "pt") as file:
         settings = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (settings["unet.r"], settings["unet.lora_alpha"]) == (4, 10)
-    assert settings["unet.target_modules"] == list(adapter.layers)
+    assert [f"unet.{path}" for path in settings["unet.target_modules"]] == list(adapter.layers)
     assert not any(key.startswith("text_encoder") for key in settings)
 
 
@@ -338,11 +337,12 @@ def test_each_network_has_its_own_metadata_in_the_diffusers_layout(sd, tmp_path)
         settings = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (settings["text_encoder.r"], settings["text_encoder.lora_alpha"]) == (4, 10)
     text = [f"text_encoder.text_model.{path}" for path in settings["text_encoder.target_modules"]]
-    assert [*settings["unet.target_modules"], *text] == list(adapter.layers)
+    unet = [f"unet.{path}" for path in settings["unet.target_modules"]]
+    assert [*unet, *text] == list(adapter.layers)
 
 
 def test_ranks_in_the_metadata_are_found_with_and_without_the_text_encoders_outermost_level(sd, tmp_path):
-    paths = target_paths(sd, "attention", text_encoder=True)
+    paths = sd.lora_layers("attention", text_encoder=True)
     adapter = attach_to(sd, {path: (3 if path.endswith("1.self_attn.v_proj") else 2, 2.0) for path in paths})
     with safe_open(adapter.save(tmp_path / "x.safetensors", "diffusers"), "pt") as file:
         settings = json.loads(file.metadata()["lora_adapter_metadata"])

@@ -113,7 +113,7 @@ def gib(side: int, micro_batch: int, checkpointing: bool) -> float:
         tower = (
             open_clip.create_model("ViT-L-14", device="meta").visual.to(torch.bfloat16).requires_grad_(False)
         )
-    networks = (model.denoiser, model.vae, tower)  # the text encoder has left the device
+    networks = (model.unet, model.vae, tower)  # the text encoder has left the device
     weights = sum(p.nbytes for network in networks for p in network.parameters())
     weights += 3 * sum(p.nbytes for p in adapter.parameters())  # Adam keeps two numbers for each
     shape = model.latent_shape(side, side)

@@ -34,11 +34,17 @@ def load_model(
     """
     device = find_device(device)
     dtype = find_dtype(dtype, device)
-    if str(path) in BUILT_IN:
-        model = _load(Path(_built_in(str(path))), device, dtype)
+    if str(path).startswith("python:"):
+        raise UserError(
+            f"Model {str(path)!r} was handed over as a Python object: run this config from Python, with "
+            f"train(model, ...)."
+        )
+    built_in = str(path) in BUILT_IN
+    model = _load(Path(_built_in(str(path)) if built_in else path).expanduser(), device, dtype)
+    model.source = str(path)
+    if built_in:
         model.name = str(path)
-        return model
-    return _load(Path(path).expanduser(), device, dtype)
+    return model
 
 
 def register_family(name: str, family: str | type[DiffusionModel]) -> None:
@@ -83,12 +89,12 @@ def find_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
 
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> DiffusionModel:
-    family = recognise(path)
+    family = recognize(path)
     with _quiet_libraries():
         return family.load(path, device, dtype)
 
 
-def recognise(path: str | Path) -> type[DiffusionModel]:
+def recognize(path: str | Path) -> type[DiffusionModel]:
     """The family that can load a path, found out from headers alone, in milliseconds.
 
     Raises UserError, saying what the path is, when there is none.
@@ -102,7 +108,7 @@ def recognise(path: str | Path) -> type[DiffusionModel]:
         )
     for name in FAMILIES:
         family = _family(name)
-        if family.recognises(path):
+        if family.recognizes(path):
             return family
     raise UserError(f"{path} {_what_it_is(path)}. Families that can be trained: {', '.join(FAMILIES)}.")
 
@@ -140,7 +146,7 @@ def _built_in(name: str) -> Path:
 
 
 def _what_it_is(path: Path) -> str:
-    """The end of a sentence about a path that no family recognises."""
+    """The end of a sentence about a path that no family recognizes."""
     if path.is_dir():
         index = path / "model_index.json"
         if not index.is_file():

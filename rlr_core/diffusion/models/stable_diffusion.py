@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from rlr_core.common import weights as weight_files
 from rlr_core.diffusion import kernels
 from rlr_core.diffusion.models import ldm_checkpoint
-from rlr_core.diffusion.models.base import DiffusionModel, Rows, has_adapter
+from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel, Rows
 from rlr_core.diffusion.models.clip_text_encoder import clip_text_encoder
+from rlr_core.diffusion.models.peft_layers import has_adapter
 from rlr_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 PROJECTIONS = ("proj_in", "proj_out", "time_emb_proj")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 TEXT_FEED_FORWARD = ("fc1", "fc2")
+TEXT_LEVEL = "text_model"  # the outermost level of a CLIP text encoder
 ENCODE_BATCH = 32  # prompts per pass of the text encoder
 
 
@@ -42,15 +44,12 @@ class StableDiffusion(DiffusionModel):
         "attention+ff": ATTENTION + FEED_FORWARD,
         "all": ATTENTION + FEED_FORWARD + PROJECTIONS,
     }
-    lora_prefixes = {"kohya": "lora_unet_", "diffusers": "unet."}
     text_targets = {
         "attention": TEXT_ATTENTION,
         "attention+ff": TEXT_ATTENTION + TEXT_FEED_FORWARD,
         "all": TEXT_ATTENTION + TEXT_FEED_FORWARD,
     }
-    text_prefixes = {
-        "text_encoder": {"kohya": ("lora_te_", "lora_te1_"), "diffusers": ("text_encoder.",)},
-    }
+    denoisers = ("unet",)
 
     def __init__(
         self,
@@ -67,25 +66,30 @@ class StableDiffusion(DiffusionModel):
         """Freeze the parts and move them to the device; scheduler_config is a scheduler_config.json."""
         self.name, self.device, self.dtype = name, device, dtype
         vae_dtype = torch.float32 if device.type == "cpu" else dtype
-        self.denoiser = _frozen(unet, device, dtype)
+        self.unet = _frozen(unet, device, dtype)
         self.vae = _frozen(vae, device, vae_dtype)
         self.text_encoder = _frozen(text_encoder, device, dtype)
+        # with its layers under 'text_model.', as in files; newer transformers drop that level
+        nested = hasattr(text_encoder, TEXT_LEVEL)
+        wrapped = self.text_encoder if nested else nn.ModuleDict({TEXT_LEVEL: self.text_encoder})
+        self.networks = {"unet": self.unet, "text_encoder": wrapped}
         self.tokenizer = tokenizer
         self.prompt_length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
         self.scheduler_config = dict(scheduler_config)
+        self.prediction = self.scheduler_config.get("prediction_type", "epsilon")
         self.latent_scale = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent, each way
         self.default_size = _square(unet.config.sample_size, self.latent_scale)
         self.checkpointing = False
 
     @property
     def architecture(self) -> str:
-        v_prediction = self.scheduler_config.get("prediction_type") == "v_prediction"
+        v_prediction = self.prediction == "v_prediction"
         version_2 = "stable-diffusion-v2-768-v" if v_prediction else "stable-diffusion-v2-512"
         by_width = {768: "stable-diffusion-v1", 1024: version_2}  # of the text encoder
-        return by_width.get(self.denoiser.config.cross_attention_dim, self.family)
+        return by_width.get(self.unet.config.cross_attention_dim, self.family)
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
+    def recognizes(cls, path: Path) -> bool:
         if path.is_dir():
             return _pipeline_class(path) == PIPELINE
         return weight_files.kind(path) in ldm_checkpoint.KINDS
@@ -128,13 +132,6 @@ class StableDiffusion(DiffusionModel):
         """Last hidden states [N, L, D] of token ids [N, L]; differentiable in the adapter."""
         return self.text_encoder(tokens)[0]
 
-    @property
-    def text_encoders(self) -> dict[str, nn.Module]:
-        """The CLIP encoder with its layers under 'text_model.', as in files; newer transformers drop that."""
-        encoder = self.text_encoder
-        nested = hasattr(encoder, "text_model")
-        return {"text_encoder": encoder if nested else nn.ModuleDict({"text_model": encoder})}
-
     def release_text_encoders(self) -> None:
         if not has_adapter(self.text_encoder):
             self.text_encoder.to("cpu")
@@ -151,8 +148,10 @@ class StableDiffusion(DiffusionModel):
 
     # --- sampling ---
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
         """(4, height / 8, width / 8)."""
+        if frames != 1:
+            raise UserError(f"{self.name} makes pictures, not videos of {frames} frames: set frames to 1.")
         scale = self.latent_scale
         if height < scale or width < scale or height % scale or width % scale:
             nearest = [max(round(side / scale), 1) * scale for side in (height, width)]
@@ -160,7 +159,7 @@ class StableDiffusion(DiffusionModel):
                 f"{height} x {width} pixels do not fit {self.name}: height and width must be multiples of "
                 f"{scale}, for example {nearest[0]} x {nearest[1]}."
             )
-        return (self.denoiser.config.in_channels, height // scale, width // scale)
+        return (self.unet.config.in_channels, height // scale, width // scale)
 
     def schedule(self, sampler: SamplerConfig) -> list[kernels.Step]:
         """The steps of diffusers' DDIMScheduler with this model's scheduler_config.json, never clipped."""
@@ -179,17 +178,24 @@ class StableDiffusion(DiffusionModel):
             raise UserError(f"{self.name} cannot run its schedule: {error}") from error
         return kernels.with_last_step_noise(steps, sampler.last_step_noise)
 
+    def noise_level(self, share: float) -> NoiseLevel:
+        """One of the training timesteps of the scheduler's table."""
+        alphas = _ddim(self.scheduler_config).alphas_cumprod
+        timestep = round(share * (len(alphas) - 1))
+        alpha = float(alphas[timestep])
+        return NoiseLevel(float(timestep), alpha**0.5, (1 - alpha) ** 0.5)
+
     def denoise(self, latents: Tensor, timestep: float, conditioning: Rows) -> Tensor:
         """eps or v [B, 4, h, w], float32; conditioning['prompt']: [B, L, D], or ['tokens']: [B, L]."""
-        output = self.denoiser(
+        output = self.unet(
             latents.to(self.dtype),
             latents.new_full((latents.shape[0],), timestep),  # filled on the device: no wait for the GPU
-            encoder_hidden_states=self._told(conditioning),
+            encoder_hidden_states=self._encoded(conditioning),
             return_dict=False,
         )[0]
         return output.float()
 
-    def _told(self, conditioning: Rows) -> Tensor:
+    def _encoded(self, conditioning: Rows) -> Tensor:
         """Encoded prompts [B, L, D]. Token ids are encoded as the adapter is now."""
         if "prompt" in conditioning:
             return conditioning["prompt"]
@@ -204,10 +210,29 @@ class StableDiffusion(DiffusionModel):
         pixels = self.vae.decode(latents, return_dict=False)[0]  # nominally in [-1, 1]
         return pixels.float() / 2 + 0.5
 
+    # --- LoRA files ---
+
+    def lora_key(self, layer: str, layout: str) -> str:
+        """kohya: 'lora_unet_' or 'lora_te_' and the path with '_'; diffusers: the layer's own name."""
+        network, _, path = layer.partition(".")
+        if layout == "diffusers":
+            return layer
+        return {"unet": "lora_unet_", "text_encoder": "lora_te_"}[network] + path.replace(".", "_")
+
+    def lora_key_aliases(self, layer: str, layout: str) -> list[str]:
+        """Text encoders' layers: with SDXL's number, and without their outermost level."""
+        network, _, path = layer.partition(".")
+        if network != "text_encoder":
+            return []
+        paths = (path, path.removeprefix(f"{TEXT_LEVEL}."))
+        if layout == "diffusers":
+            return [f"text_encoder.{p}" for p in paths]
+        return [f"{beginning}{p.replace('.', '_')}" for beginning in ("lora_te_", "lora_te1_") for p in paths]
+
     def gradient_checkpointing(self, enabled: bool) -> None:
         """Of the UNet, of the text encoder, and of the autoencoder, whose decoder needs the most memory."""
         self.checkpointing = enabled  # the text encoder as one piece: its turn comes when the UNet's is over
-        for network in (self.denoiser, self.vae):
+        for network in (self.unet, self.vae):
             if enabled:
                 network.enable_gradient_checkpointing()
             else:

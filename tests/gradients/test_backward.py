@@ -15,10 +15,12 @@ from rlr_core.config.prompts import Prompt
 from rlr_core.diffusion.chain import Chain
 from rlr_core.diffusion.conditioning import PromptBook
 from rlr_core.diffusion.rollout import Noise, rollout
-from rlr_core.gradients.backward import Proximity, Signals, walk
-from rlr_core.gradients.estimator import Batch, Estimator, Scores
+from rlr_core.gradients.backward import Regularization, Signals, backward
+from rlr_core.gradients.estimator import Problem
 from rlr_core.gradients.plan import Plan, draw_depths, survival
+from rlr_core.gradients.samples import Batch, Scores
 from rlr_core.gradients.zeroth_order import Perturbation
+from rlr_core.methods import method_class
 
 PROMPTS = ["a red circle", "a blue square", "a cat"]
 
@@ -80,7 +82,7 @@ def test_walk_equals_autograd_through_the_unrolled_chain(tiny_model, eta):
     noise = noise_for(tiny_model)
     trajectory = rollout(chain, noise, conditioning)
     signals = Signals(torch.zeros(3), pathwise_start(tiny_model, trajectory.final))
-    found = walk(chain, trajectory, adapter.parameters(), Plan.everywhere(chain.T, 3, 1.0), signals)
+    found = backward(chain, trajectory, adapter.parameters(), Plan.everywhere(chain.T, 3, 1.0), signals)
     found = by_network(adapter, found.gradient)
     expected = by_network(adapter, unrolled_gradient(chain, adapter, conditioning, noise))
     assert len(expected) == 1 + tiny_model.text_encoder_too
@@ -99,13 +101,13 @@ def test_walk_over_part_of_the_batch_is_the_sum_over_that_part(tiny_model):
     plan.weight[2:, 0] = 0.0
     plan.weight[3:, 1] = 0.0
     plan.weight[1:, 2] = 2.0
-    mixed = walk(chain, trajectory, adapter.parameters(), plan, Signals(torch.zeros(3), start)).gradient
+    mixed = backward(chain, trajectory, adapter.parameters(), plan, Signals(torch.zeros(3), start)).gradient
     alone = []
     for sample in range(3):
         index = torch.tensor([sample])
         part = rollout(chain, noise_for(tiny_model, [3 + sample]), conditioning.select(index))
         signals = Signals(torch.zeros(1), start[index])
-        alone.append(walk(chain, part, adapter.parameters(), plan.select(index), signals).gradient)
+        alone.append(backward(chain, part, adapter.parameters(), plan.select(index), signals).gradient)
     assert relative(mixed, [sum(parts) for parts in zip(*alone, strict=True)]) < 2e-5
 
 
@@ -121,8 +123,8 @@ def test_likelihood_ratio_walk_equals_the_gradient_of_the_log_probability(tiny_m
             total = total + (advantage * log_p).sum()
     expected = torch.autograd.grad(total, adapter.parameters())
     sigmas = [chain.sigma(t) for t in range(1, chain.T + 1)]
-    plan = Plan.everywhere(chain.T, 3, 0.0).without_hidden_noise(sigmas)
-    found = walk(chain, trajectory, adapter.parameters(), plan, Signals(advantage)).gradient
+    plan = Plan.everywhere(chain.T, 3, 0.0).with_deterministic_steps(sigmas)
+    found = backward(chain, trajectory, adapter.parameters(), plan, Signals(advantage)).gradient
     assert relative(found, expected) < 1e-4
 
 
@@ -138,9 +140,9 @@ def test_kl_pull_is_the_gradient_of_the_exact_kl(tiny_model):
         kl = kl + (mean - base).square().sum() / (2 * (chain.sigma(t) or least) ** 2)
     expected = torch.autograd.grad(-0.3 * kl, adapter.parameters())
     signals = Signals(torch.zeros(3), torch.zeros_like(trajectory.final))
-    proximity = Proximity(adapter.disabled, kl_weight=0.3, kl_sigma=least)
-    found = walk(chain, trajectory, adapter.parameters(), Plan.everywhere(chain.T, 3, 1.0), signals,
-                 proximity=proximity)  # fmt: skip
+    proximity = Regularization(adapter.disabled, kl_weight=0.3, kl_sigma=least)
+    found = backward(chain, trajectory, adapter.parameters(), Plan.everywhere(chain.T, 3, 1.0), signals,
+                 regularization=proximity)  # fmt: skip
     assert relative(found.gradient, expected) < 2e-5
     assert float(found.kl) == pytest.approx(float(kl.detach()), rel=1e-4)
 
@@ -149,20 +151,25 @@ def test_ratio_of_unchanged_weights_is_one_and_moves_with_them(tiny_model):
     chain, adapter, conditioning = make(tiny_model)
     trajectory = rollout(chain, noise_for(tiny_model), conditioning)
     sigmas = [chain.sigma(t) for t in range(1, chain.T + 1)]
-    plan = Plan.everywhere(chain.T, 3, 0.0).without_hidden_noise(sigmas)
+    plan = Plan.everywhere(chain.T, 3, 0.0).with_deterministic_steps(sigmas)
 
     def replay():
         signals = Signals(torch.tensor([1.0, -1.0, 1.0]))
-        return walk(
-            chain, trajectory, adapter.parameters(), plan, signals, proximity=Proximity(clip_range=0.2)
+        return backward(
+            chain,
+            trajectory,
+            adapter.parameters(),
+            plan,
+            signals,
+            regularization=Regularization(clip_range=0.2),
         )
 
-    assert float(replay().ratio_error) < 1e-3
+    assert float(replay().importance_ratio_error) < 1e-3
     assert float(replay().clipped) == 0
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.mul_(1.2)
-    assert float(replay().ratio_error) > 0.01
+    assert float(replay().importance_ratio_error) > 0.01
 
 
 class LivePeak:
@@ -197,19 +204,22 @@ class _Held:
         self.owner.live -= self.bytes
 
 
-def update_peak(model, steps, method):
+def update_peak(model, steps, options):
     """Bytes that an update's backward passes hold at most."""
     chain, adapter, conditioning = make(model, steps=steps)
 
-    def scores(x0, index, wanted):
-        return Scores(score(model, x0).detach(), pathwise_start(model, x0) if wanted else None)
+    def scores(x0, prompts, gradient):
+        return Scores(score(model, x0).detach(), pathwise_start(model, x0) if gradient else None)
 
-    estimator = Estimator(chain, adapter.parameters(), method, scores, pathwise=True)
+    problem = Problem(chain, adapter.parameters(), scores, pathwise=True)
+    method = method_class(options.name)(problem, options)
     shape = model.latent_shape(*model.default_size)
-    batch = Batch(lambda index: Noise(index.tolist(), shape), conditioning, torch.zeros(3, dtype=torch.long))
+    batch = Batch(
+        lambda index: Noise(index.tolist(), shape), conditioning, torch.zeros(3, dtype=torch.long), PROMPTS
+    )
     gc.collect()
     with LivePeak() as watch:
-        estimator.estimate(estimator.sample(0, batch), batch)
+        method.estimator.gradient(method.collect(batch, 0))
     adapter.detach()
     return watch.peak
 
@@ -287,7 +297,7 @@ def test_evaluations_count_samples_and_guidance(tiny_model):
     assert (chain.evaluations.forward, chain.evaluations.backward) == (4 * 3 * 2, 0)
     plan = Plan.everywhere(4, 3, 1.0)
     plan.weight[3:] = 0
-    walk(chain, trajectory, adapter.parameters(), plan, Signals(torch.zeros(3), trajectory.final))
+    backward(chain, trajectory, adapter.parameters(), plan, Signals(torch.zeros(3), trajectory.final))
     assert (chain.evaluations.forward, chain.evaluations.backward) == (24, 2 * 3 * 2)
 
 

@@ -1,0 +1,18 @@
+"""Back-propagation through every step of the sampler."""
+
+from __future__ import annotations
+
+from rlr_core.gradients.plan import Plan
+from rlr_core.methods.base import Setting, WalkMethod
+
+
+class Full(WalkMethod):
+    """First order everywhere: DRaFT (Clark et al. 2023, arXiv 2309.17400), in the memory of one step."""
+
+    name = "full"
+    summary = "back-propagation through every step (DRaFT)"
+    needs_gradient = "needed"
+
+    @staticmethod
+    def plan(setting: Setting) -> Plan:
+        return Plan.everywhere(setting.T, setting.batch, 1.0)

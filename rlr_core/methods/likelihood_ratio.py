@@ -1,0 +1,20 @@
+"""The likelihood ratio at every step."""
+
+from __future__ import annotations
+
+from rlr_core.gradients.plan import Plan
+from rlr_core.methods.base import Setting, WalkMethod
+
+
+class LikelihoodRatio(WalkMethod):
+    """The score of every noise times the advantage: REINFORCE (Williams 1992) on the sampler as a policy."""
+
+    name = "likelihood_ratio"
+    summary = "the score of every noise times the advantage (REINFORCE)"
+    needs_gradient = "used"
+    needs_noise = True
+    needs_baseline = True
+
+    @staticmethod
+    def plan(setting: Setting) -> Plan:
+        return Plan.everywhere(setting.T, setting.batch, 0.0).with_deterministic_steps(setting.sigmas)

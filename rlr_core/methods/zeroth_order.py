@@ -1,0 +1,37 @@
+"""Perturbed weights and rewards alone."""
+
+from __future__ import annotations
+
+from rlr_core.config import MethodConfig, SamplerConfig
+from rlr_core.errors import UserError
+from rlr_core.gradients.plan import Plan
+from rlr_core.methods.base import Setting, WalkMethod
+
+
+class ZerothOrder(WalkMethod):
+    """Antithetic perturbation of the adapter at every step (SPSA, Spall 1992); no step is visited."""
+
+    name = "zeroth_order"
+    summary = "antithetic perturbation of the adapter, rewards only"
+
+    @classmethod
+    def check(cls, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
+        super().check(options, sampler, batch)
+        if options.kl_weight > 0:
+            raise UserError(
+                f"Method {cls.name!r} only sees rewards, and method.kl_weight cannot act: set it to 0, or "
+                "choose another method."
+            )
+
+    @classmethod
+    def perturbs(cls, options: MethodConfig) -> bool:
+        return True
+
+    @staticmethod
+    def plan(setting: Setting) -> Plan:
+        plan = Plan.empty(setting.T, setting.batch)
+        plan.perturbed[1:] = True
+        return plan
+
+    def unreachable_steps(self) -> int:
+        return 0

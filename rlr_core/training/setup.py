@@ -1,0 +1,194 @@
+"""What a run is made of, built before its first update: from a model, a reward and a config to `Parts`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rlr_core.common.distributed import World
+from rlr_core.config import TrainConfig
+from rlr_core.config.prompts import Prompt, read_prompts, with_prompts_read
+from rlr_core.diffusion.chain import Chain
+from rlr_core.diffusion.conditioning import PromptBook
+from rlr_core.diffusion.models.base import DiffusionModel
+from rlr_core.evaluation.held_out import HeldOut
+from rlr_core.gradients.estimator import Problem
+from rlr_core.lora.attach import Adapter, attach
+from rlr_core.methods import method_class
+from rlr_core.methods.base import Method
+from rlr_core.rewards import PYTHON, load_reward
+from rlr_core.rewards.base import Reward
+from rlr_core.training.batches import Batches
+from rlr_core.training.check import check_config
+from rlr_core.training.interrupts import Interrupts
+from rlr_core.training.optimizer import AdapterOptimizer
+from rlr_core.training.scoring import Scorer
+
+
+@dataclass
+class Parts:
+    """What a run is made of. The adapter is in the model."""
+
+    config: TrainConfig
+    """What really runs: prompt files read, model and rewards by the names of those that were handed over."""
+    model: DiffusionModel
+    reward: Reward
+    judge: Reward | None
+    world: World
+    chain: Chain
+    latent_shape: tuple[int, ...]
+    adapter: Adapter
+    batches: Batches
+    scorer: Scorer
+    method: Method
+    optimizer: AdapterOptimizer
+    held_out: HeldOut
+    interrupts: Interrupts
+
+
+def build(
+    model: DiffusionModel,
+    reward: Any,
+    config: TrainConfig,
+    *,
+    judge: Any | None = None,
+    check: Callable[[], None] | None = None,
+    on_phase: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> Parts:
+    """Everything that a run needs; the model has its adapter afterwards, or is as it was if this raises.
+
+    reward, judge: a Reward, a name, or a callable; a name that is the config's takes the config's options.
+    check: called before every evaluation of the denoiser and every decoded piece; may raise to stop there.
+    """
+    check_config(config)
+    reward = _loaded(reward, config.reward, config.reward_options).to(model.device)
+    settings = config.evaluation
+    judge = settings.judge if judge is None else judge
+    if judge is not None:
+        judge = _loaded(judge, settings.judge, settings.judge_options).to(model.device)
+    config = _as_it_runs(config, model, reward, judge)
+    world, interrupts = World(), Interrupts(check)
+
+    sampler = config.sampler
+    height, width = sampler.height or model.default_size[0], sampler.width or model.default_size[1]
+    latent_shape = model.latent_shape(height, width)
+    chain = Chain(model, model.schedule(sampler), sampler.guidance)
+    chain.on_evaluation = interrupts.check
+
+    lora = config.lora
+    adapter = attach(model, lora.rank, lora.alpha, lora.targets, config.seed, lora.text_encoder)
+    try:
+        model.gradient_checkpointing(config.gradient_checkpointing)
+        book, training, held_out = _prompts(config, model, reward, judge)  # encoded as the adapter wants them
+        batches = Batches(book, training, config.batch, config.samples_per_prompt, config.seed, latent_shape)
+        scorer = Scorer(
+            model,
+            reward,
+            config.decode_batch,
+            before_piece=interrupts.check,
+            surrogate=config.method.surrogate,
+        )
+        parameters = adapter.parameters()
+        optimizer = AdapterOptimizer(parameters, config.optimizer, config.steps)
+        problem = Problem(
+            chain,
+            parameters,
+            scorer,
+            pathwise=scorer.pathwise,
+            differentiable=reward.differentiable,
+            micro_batch=config.micro_batch,
+            base=adapter.disabled,
+            seed=config.seed,
+            world=world,
+            on_phase=on_phase,
+        )
+        method = method_class(config.method.name)(problem, config.method)
+        evaluator = HeldOut(
+            chain,
+            reward,
+            judge,
+            book,
+            held_out,
+            config.evaluation,
+            seed=config.seed,
+            latent_shape=latent_shape,
+            keep=config.keep_samples,
+            world=world,
+            averaged=optimizer.ema_weights,
+            adapter_state=adapter.state_dict,
+        )
+    except BaseException:
+        adapter.detach()
+        model.gradient_checkpointing(False)
+        raise
+    return Parts(
+        config,
+        model,
+        reward,
+        judge,
+        world,
+        chain,
+        latent_shape,
+        adapter,
+        batches,
+        scorer,
+        method,
+        optimizer,
+        evaluator,
+        interrupts,
+    )
+
+
+def _loaded(reward: Any, name: str | None, options: dict[str, Any]) -> Reward:
+    return load_reward(reward, **(options if isinstance(reward, str) and reward == name else {}))
+
+
+def _as_it_runs(
+    config: TrainConfig, model: DiffusionModel, reward: Reward, judge: Reward | None
+) -> TrainConfig:
+    """The config with prompt files read, and with the model and the rewards that were really handed over."""
+    config = copy.deepcopy(with_prompts_read(config))
+    config.model = model.source or _by_python(model.name, model.signature())
+    config.reward, config.reward_options = _description(reward)
+    if judge is not None:
+        config.evaluation.judge, config.evaluation.judge_options = _description(judge)
+    return config
+
+
+def _description(reward: Reward) -> tuple[str, dict[str, Any]]:
+    """A reward's name and options, where a file can hold them; 'python:name' otherwise."""
+    if reward.source is not None and _plain(reward.source[1]):
+        return reward.source[0], dict(reward.source[1])
+    return _by_python(reward.name), {}
+
+
+def _by_python(name: str, signature: str | None = None) -> str:
+    return f"{PYTHON}{name}" + (f" {signature}" if signature else "")
+
+
+def _plain(value: Any) -> bool:
+    """Whether a YAML file can hold the value."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def _prompts(
+    config: TrainConfig, model: DiffusionModel, reward: Reward, judge: Reward | None
+) -> tuple[PromptBook, list[int], list[int]]:
+    """One book of all prompts, the numbers of those to train on, and of those held out."""
+    sampler = config.sampler
+    training = read_prompts(config.prompts)
+    held_out = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else training
+    every: list[Prompt] = list(dict.fromkeys([*training, *held_out]))
+    book = PromptBook(model, every, sampler.negative_prompt, sampler.stage_boundaries)
+    model.release_text_encoders()
+    for scorer in (reward, judge):
+        if scorer is not None:
+            scorer.prepare([prompt.text for prompt in every])
+    place = {prompt: number for number, prompt in enumerate(every)}
+    return book, [place[p] for p in training], [place[p] for p in held_out]
