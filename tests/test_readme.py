@@ -116,7 +116,7 @@ def test_ci_installs_and_tests_as_the_readme_says():
     script = (ROOT / ".ci" / "run").read_text()
     section = README[README.index("\n## Tests\n") :]
     ((install, test),) = re.findall(r"^    (.*) && (.*)$", section, re.MULTILINE)
-    assert re.search(rf"^{re.escape(test)}$", script, re.MULTILINE)
+    assert re.search(rf"^step {re.escape(test)}$", script, re.MULTILINE)
     assert install.replace("pip install ", "") in script
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
