@@ -1,4 +1,4 @@
-"""What only a GPU can show: half-precision weights, memory as the allocator counts it, loops that never wait."""
+"""What only a GPU can show: half-precision weights, memory as the allocator counts it, no loop that waits."""
 
 from __future__ import annotations
 
