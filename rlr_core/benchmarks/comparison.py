@@ -61,7 +61,7 @@ def run_arm(arm: Arm, config: TrainConfig, samples: int) -> dict[str, Any]:
     from rlr_core.rewards import load_reward
     from rlr_core.training.trainer import Trainer
 
-    method = vars(ARMS[arm.name]) | {"kl_weight": config.method.kl_weight}
+    method = ARMS[arm.name].replace(kl_weight=config.method.kl_weight)
     settings = config_from_dict(config.to_dict() | {"seed": arm.seed, "method": method, "steps": 10**6})
     settings.evaluation.samples = samples
     model = load_model(settings.model, settings.device, settings.dtype)
@@ -128,7 +128,7 @@ def report(folder: Path) -> list[list[str]]:
     """
     import torch
 
-    from rlr_core.evaluation.measures import Estimate
+    from rlr_core.evaluation.measures import ConfidenceInterval
 
     groups: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*.json")):
@@ -141,7 +141,7 @@ def report(folder: Path) -> list[list[str]]:
         order = 0.0
         for budget in ("evaluations", "seconds"):
             after = torch.tensor([r[budget]["judge"] for r in results])
-            gain = Estimate.of(100 * (after - before).flatten())
+            gain = ConfidenceInterval.of(100 * (after - before).flatten())
             seeds = " ".join(f"{100 * value:.0f}" for value in after.mean(1))
             row += [
                 f"{100 * after.mean():.1f} ({seeds})",

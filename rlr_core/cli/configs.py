@@ -6,21 +6,22 @@ import argparse
 from pathlib import Path
 
 from rlr_core.config import TrainConfig, config_from_dict, load_config, override
+from rlr_core.config.reference import meaning
 from rlr_core.errors import UserError
 
-FLAGS: dict[str, tuple[str, type, str]] = {
-    "model": ("PATH", str, "demo, a diffusers folder, or a .safetensors checkpoint"),
-    "reward": ("NAME", str, "what is maximised; see rlr list rewards"),
-    "evaluation.judge": ("NAME", str, "a second reward that only watches, on held-out prompts"),
-    "method": ("NAME", str, "how the gradient is estimated; see rlr list methods"),
-    "prompts": ("FILE", str, "one prompt a line"),
-    "steps": ("N", int, "updates"),
-    "seed": ("N", int, "seed of everything random"),
-    "out": ("DIR", str, "the folder to write, new or empty"),
-    "device": ("NAME", str, "cuda, cpu, ...; the best one here unless given"),
-    "dtype": ("NAME", str, "of the frozen weights: bf16, fp16 or fp32"),
+FLAGS = {
+    "model": "PATH",
+    "reward": "NAME",
+    "evaluation.judge": "NAME",
+    "method": "NAME",
+    "prompts": "FILE",
+    "steps": "N",
+    "seed": "N",
+    "out": "DIR",
+    "device": "NAME",
+    "dtype": "NAME",
 }
-"""Setting -> placeholder, type and help of the flag that is named after its last part."""
+"""Setting -> placeholder of the flag that is named after its last part; type and help are the field's."""
 
 
 def add_settings(parser: argparse.ArgumentParser, *flags: str) -> None:
@@ -29,10 +30,14 @@ def add_settings(parser: argparse.ArgumentParser, *flags: str) -> None:
         "settings", nargs="*", metavar="CONFIG.yaml | key=value",
         help="a config, such as a run folder's config.yaml; any setting: sampler.steps=10",
     )  # fmt: skip
-    for setting in flags:
-        placeholder, kind, text = FLAGS[setting]
-        name = setting.rpartition(".")[2]
-        parser.add_argument(f"--{name}", dest=setting, metavar=placeholder, type=kind, help=text)
+    known = {setting.key: setting for setting in TrainConfig.settings()}
+    for flag in flags:
+        setting = known["method.name" if flag == "method" else flag]
+        kind = int if setting.types == (int,) else str
+        name = flag.rpartition(".")[2]
+        parser.add_argument(
+            f"--{name}", dest=flag, metavar=FLAGS[flag], type=kind, help=meaning(setting, "unless given")
+        )
 
 
 def build_config(args: argparse.Namespace, base: TrainConfig | None = None) -> TrainConfig:

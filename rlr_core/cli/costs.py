@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Any
 
 from rlr_core.cli.tables import table
@@ -28,7 +27,7 @@ def costs(args: argparse.Namespace) -> int:
     prompts = [base.prompts[i % len(base.prompts)] for i in range(args.batch)]
     rows = [["sampling", "ours, seconds", "diffusers, seconds", "ratio"]]
     for steps in (10, 50):
-        sampler = dataclasses.replace(base.sampler, steps=steps)
+        sampler = base.sampler.replace(steps=steps)
         best = measure.rollout_against_pipeline(str(model_path()), prompts, sampler)
         rows.append([
             f"{args.batch} pictures, {steps} steps", f"{best['ours']:.3f}", f"{best['diffusers']:.3f}",
@@ -48,9 +47,9 @@ def costs(args: argparse.Namespace) -> int:
     for name, method in arms.items():
         peaks = []
         for steps in (10, 50):
-            config = dataclasses.replace(
-                base, method=method, batch=args.batch, micro_batch=args.batch, decode_batch=args.batch,
-                sampler=dataclasses.replace(base.sampler, steps=steps),
+            config = base.replace(
+                method=method, batch=args.batch, micro_batch=args.batch, decode_batch=args.batch,
+                sampler=base.sampler.replace(steps=steps),
             )  # fmt: skip
             peaks.append(measure.update_memory(config))
         rows.append([name, *(f"{peak / 2**20:.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.3f}"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from typing import Any
 
 from rlr_core.cli.configs import add_settings, build_config
 from rlr_core.cli.tables import table
+from rlr_core.config.validate import refuse_python_objects
 from rlr_core.training.check import check_config
 
 DIAGNOSE = """Measure each method's gradient at fixed weights: how noisy one update is, whether its mean is
@@ -33,7 +33,8 @@ def diagnose(args: argparse.Namespace) -> int:
     from rlr_core.rewards import load_reward
 
     config = build_config(args)
-    config.evaluation = dataclasses.replace(config.evaluation, judge=None)
+    config.evaluation = config.evaluation.replace(judge=None)
+    refuse_python_objects(config)
     check_config(config)
     model = load_model(config.model, config.device, config.dtype)
     reward = load_reward(config.reward, **config.reward_options)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlr_core.cli.configs import add_settings, build_config
 from rlr_core.config import TrainConfig
+from rlr_core.config.validate import refuse_python_objects
 from rlr_core.errors import UserError
 from rlr_core.training.check import check_config
 
@@ -92,6 +93,7 @@ def sample(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     config = _config(args)
+    refuse_python_objects(config)
     prompts = _held_out(config)
 
     from rlr_core.cli.progress import Counter

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlr_core.evaluation.measures import Estimate, Evaluation
+    from rlr_core.evaluation.measures import ConfidenceInterval, Evaluation
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -47,7 +47,7 @@ def comparison(before: Evaluation, after: Evaluation | None, names: Mapping[str,
     return f"{table(rows)}\n{note if after is not None else 'Intervals are 95 %.'}"
 
 
-def signed(estimate: Estimate) -> str:
+def signed(estimate: ConfidenceInterval) -> str:
     """A difference with its sign and interval."""
     interval = "" if estimate.low is None else f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
     return f"{estimate.mean:+.3f}{interval}"

@@ -10,6 +10,8 @@ from typing import Any
 from rlr_core.cli.configs import add_settings, build_config
 from rlr_core.cli.tables import comparison, table
 from rlr_core.config import TrainConfig
+from rlr_core.config.reference import help_text
+from rlr_core.config.validate import refuse_python_objects
 from rlr_core.errors import UserError
 from rlr_core.training.check import check_config
 
@@ -19,7 +21,8 @@ TRAIN = """Fine-tune a model on a reward.
   rlr train runs/nicer/config.yaml out=runs/nicer2 method=rlr lora.rank=16
   rlr train --resume runs/nicer steps=200
 
-With the built-in model and no CONFIG.yaml, the settings of rlr demo are what the others start from."""
+With the built-in model and no CONFIG.yaml, the settings of rlr demo are what the others start from.
+Every setting with its meaning: rlr train --help-settings"""
 
 
 def add_train(commands: Any) -> None:
@@ -33,6 +36,9 @@ def add_train(commands: Any) -> None:
         "--stop-when-judge-drops", action="store_true",
         help="stop when the judge has fallen significantly below its best, and keep the LoRA of the best",
     )  # fmt: skip
+    parser.add_argument(
+        "--help-settings", action="store_true", help="print every setting: default, values and meaning"
+    )
     parser.set_defaults(run=train)
 
 
@@ -55,6 +61,9 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
+    if args.help_settings:
+        print(help_text())
+        return 0
     base = None
     if args.resume is not None:
         if args.out is not None:
@@ -76,6 +85,7 @@ def _config_of(folder: str) -> TrainConfig:
 
 def _run(config: TrainConfig, resume: bool) -> int:
     """Check everything that is cheap to check, load, train, report."""
+    refuse_python_objects(config)
     check_config(config)
     from rlr_core.config.prompts import read_prompts
     from rlr_core.training.run_folder import require_free

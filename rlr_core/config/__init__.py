@@ -1,5 +1,6 @@
-"""Settings of a run: what there is (settings), from and to files (load), what can work (validate)."""
+"""Settings of a run: what there is (settings), from and to files (load), what goes together (validate)."""
 
+from rlr_core.config.load import config_from_dict, load_config, override, save_config, state_differences
 from rlr_core.config.settings import (
     EvaluationConfig,
     LoraConfig,
@@ -7,11 +8,6 @@ from rlr_core.config.settings import (
     OptimizerConfig,
     SamplerConfig,
     TrainConfig,
-    config_from_dict,
-    load_config,
-    override,
-    save_config,
-    state_differences,
 )
 
 __all__ = [

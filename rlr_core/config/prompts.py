@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,10 @@ class Prompt:
 
     text: str
     stages: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a config file holds it."""
+        return {"prompt": self.text, "stages": list(self.stages)}
 
 
 def read_prompts(source: Any) -> list[Prompt]:
@@ -44,8 +47,8 @@ def with_prompts_read(config: TrainConfig) -> TrainConfig:
     def read(source: Any) -> Any:
         return [prompt.text for prompt in read_prompts(source)] if isinstance(source, (str, Path)) else source
 
-    evaluation = dataclasses.replace(config.evaluation, prompts=read(config.evaluation.prompts))
-    return dataclasses.replace(config, prompts=read(config.prompts), evaluation=evaluation)
+    evaluation = config.evaluation.replace(prompts=read(config.evaluation.prompts))
+    return config.replace(prompts=read(config.prompts), evaluation=evaluation)
 
 
 def _lines(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlr_core.common.distributed import Alone, World
+from rlr_core.common.random_streams import seeds
 from rlr_core.diffusion.chain import Chain
 from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.rollout import Noise, rollout
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 THUMBNAIL = 16  # pixels a side, at most, of the pictures that `diversity` compares
 
 
-class Estimate(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """A mean and its 95 % confidence interval (normal approximation); one value alone has no interval."""
 
     mean: float
@@ -30,7 +31,7 @@ class Estimate(NamedTuple):
     high: float | None
 
     @classmethod
-    def of(cls, values: Tensor) -> Estimate:
+    def of(cls, values: Tensor) -> ConfidenceInterval:
         """From independent values [N]."""
         values = values.double()
         mean = values.mean().item()
@@ -59,9 +60,9 @@ class Evaluation:
     images: Tensor
     """The first pictures, [K, 3, H, W] (or [K, F, 3, H, W]) float32 in [0, 1], on the CPU."""
 
-    def estimate(self, reward: str) -> Estimate:
+    def estimate(self, reward: str) -> ConfidenceInterval:
         """Mean score and its interval."""
-        return Estimate.of(self.scores[reward])
+        return ConfidenceInterval.of(self.scores[reward])
 
     def to_state(self) -> tuple[dict[str, Tensor], dict]:
         """Tensors and JSON values that `from_state` turns back into the same evaluation."""
@@ -75,14 +76,14 @@ class Evaluation:
         return cls(values["prompts"], values["seeds"], scores, values["diversity"], tensors["images"])
 
 
-def difference(before: Evaluation, after: Evaluation, reward: str) -> Estimate:
+def difference(before: Evaluation, after: Evaluation, reward: str) -> ConfidenceInterval:
     """How much higher `after` scores, picture by picture, and the interval of that.
 
     Same prompts and seeds make the pairs, so what prompts differ in drops out. Raises ValueError otherwise.
     """
     if before.prompts != after.prompts or before.seeds != after.seeds:
         raise ValueError("Only evaluations of the same prompts and seeds have a paired difference.")
-    return Estimate.of(after.scores[reward].double() - before.scores[reward].double())
+    return ConfidenceInterval.of(after.scores[reward].double() - before.scores[reward].double())
 
 
 @torch.no_grad()
@@ -147,7 +148,7 @@ def plan(prompts: int, samples: int, seed: int) -> tuple[list[int], list[int]]:
     """
     chosen = min(prompts, max(1, samples // 2))
     index = [(i % chosen) * prompts // chosen for i in range(samples)]
-    draws = np.random.SeedSequence([seed, 0xE7A1]).generate_state(samples, np.uint64)
+    draws = seeds(seed, "evaluation", samples)
     return index, [int(draw >> np.uint64(1)) for draw in draws]
 
 

@@ -19,9 +19,6 @@ class Entry(NamedTuple):
     summary: str
 
 
-PYTHON = "python:"
-"""In a config, in front of the name of a reward or model that was handed over as an object."""
-
 REWARDS: dict[str, Entry] = {
     "demo": Entry("rlr_core.demo.reward:DemoReward", "the built-in model's reward: picture matches prompt"),
     "judge": Entry("rlr_core.demo.judge:DemoJudge", "the built-in model's judge: reads shapes from pixels"),
@@ -89,11 +86,6 @@ def load_reward(reward: Any, /, **options: Any):
 
 def reward_class(name: str) -> type:
     """The class of a reward by its name. Raises UserError for an unknown one."""
-    if str(name).startswith(PYTHON):
-        raise UserError(
-            f"Reward {name!r} was a Python function: run this config from Python, with train(model, "
-            f"{str(name).removeprefix(PYTHON)}, ...)."
-        )
     if name not in REWARDS:
         raise UserError(
             f"Unknown reward {name!r}; known: {', '.join(REWARDS)}.{nearest(str(name), list(REWARDS))}"

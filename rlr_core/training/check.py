@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rlr_core.config import TrainConfig
-from rlr_core.config.validate import check_values
+from rlr_core.config.validate import PYTHON, check_values
 from rlr_core.errors import UserError, nearest
 from rlr_core.methods import method_class
-from rlr_core.rewards import PYTHON, REWARDS
+from rlr_core.rewards import REWARDS
 
 
 def check_config(config: TrainConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from rlr_core.common.distributed import World
 from rlr_core.config import TrainConfig
 from rlr_core.config.prompts import Prompt, read_prompts, with_prompts_read
+from rlr_core.config.validate import PYTHON
 from rlr_core.diffusion.chain import Chain
 from rlr_core.diffusion.conditioning import PromptBook
 from rlr_core.diffusion.models.base import DiffusionModel
@@ -18,7 +19,7 @@ from rlr_core.gradients.estimator import Problem
 from rlr_core.lora.attach import Adapter, attach
 from rlr_core.methods import method_class
 from rlr_core.methods.base import Method
-from rlr_core.rewards import PYTHON, load_reward
+from rlr_core.rewards import load_reward
 from rlr_core.rewards.base import Reward
 from rlr_core.training.batches import Batches
 from rlr_core.training.check import check_config

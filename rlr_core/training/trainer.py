@@ -125,9 +125,7 @@ class Trainer:
             norms.append(step.norm)
             measured |= estimate.metrics
             if not step.taken:
-                self.journal.warn(
-                    f"Update {counters.step + 1} was cut short: its gradient's norm is {step.norm}."
-                )
+                self.journal.warn(f"Update {counters.step + 1}: a step was skipped, its norm is {step.norm}.")
                 parts.optimizer.check_not_stuck()
                 break
         parts.reward.after_update()

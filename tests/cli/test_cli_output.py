@@ -22,7 +22,7 @@ def follow(stream, steps, every=10, first=0):
         progress(Event("update", {"step": first, "judge/mean": 0.5, "judge/low": 0.4, "judge/high": 0.6,
                                   "time/seconds": 1.0}))  # fmt: skip
         for step in range(first + 1, steps + 1):
-            progress(Event("progress", {"phase": "walk", "done": 0, "total": 2}))
+            progress(Event("progress", {"phase": "backward", "done": 0, "total": 2}))
             row = {"step": step, "reward/mean": 0.25, "time/seconds": 1.0 + 2 * step,
                    "evaluations/forward": 60 * step, "evaluations/backward": 20 * step}  # fmt: skip
             if step % every == 0:
@@ -54,7 +54,7 @@ def test_in_a_terminal_progress_is_a_bar_with_the_same_figures():
     bar = follow(Terminal(), 40)
     assert "40/40 |################|" in bar
     assert "reward 0.250" in bar and "judge 0.750 [0.700, 0.800]" in bar and "40 evaluations/s" in bar
-    assert "walk 0/2" in bar
+    assert "backward 0/2" in bar
     assert bar.count("Warning: the reward is constant") == 1
 
 

@@ -45,7 +45,7 @@ def refused(rlr, here, *arguments, says):
         (["a.yaml", "b.yaml"], "One config file at a time, not a.yaml and b.yaml"),
         (["missing.yaml"], "Cannot read the config 'missing.yaml'"),
         (["steps=0"], "steps is 0"),
-        (["sampler.steps=1"], "sampler.steps is 1; a chain needs at least 2 steps"),
+        (["sampler.steps=1"], "sampler.steps is 1; it must be between 2 and 10,000"),
         (["method=rlr", "method.window=3"], r"method\.window is 3; with 3 sampler steps it must be 1\.\.2"),
         (["method=ddpo", "sampler.eta=0"], "learns from the sampler's noise"),
         (["method=likelihood_ratio", "sampler.eta=0"], "learns from the sampler's noise"),

@@ -1,61 +1,68 @@
 """A config goes through YAML and the command line unharmed, and what cannot run is refused with a way out."""
 
-import dataclasses
-import inspect
-import typing
+import copy
+import os
+import random
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
+import yaml
 
-from rlr_core.config import settings as configs
-from rlr_core.config.settings import (
-    NOT_IN_STATE,
-    EvaluationConfig,
+from rlr_core.config import (
     LoraConfig,
     MethodConfig,
     OptimizerConfig,
     SamplerConfig,
     TrainConfig,
     config_from_dict,
+    load,
     load_config,
     override,
     save_config,
+    settings,
     state_differences,
 )
+from rlr_core.config.base import setting
+from rlr_core.config.prompts import read_prompts
+from rlr_core.config.reference import PAGE, help_text, page
+from rlr_core.config.settings import NOT_IN_STATE
+from rlr_core.config.validate import check_values, refuse_python_objects
 from rlr_core.errors import UserError
 from rlr_core.training.check import check_config
 
-SECTIONS = (TrainConfig, SamplerConfig, MethodConfig, LoraConfig, OptimizerConfig, EvaluationConfig)
+ROOT = Path(__file__).parents[2]
 
 
 def every_setting():
-    """A config in which no field has its default."""
-
-    def changed(kind):
-        values = {}
-        for field in dataclasses.fields(kind):
-            hint = typing.get_type_hints(kind)[field.name]
-            default = getattr(kind(), field.name)
-            if dataclasses.is_dataclass(hint):
-                values[field.name] = changed(hint)
-            elif isinstance(default, bool):
-                values[field.name] = not default
-            elif isinstance(default, (int, float)):
-                values[field.name] = default + 1
-            elif isinstance(default, dict):
-                values[field.name] = {"weights": "~/a b.safetensors", "layers": [1, 2.5, None, True]}
-            elif hint is typing.Any:
-                values[field.name] = ["no", "1e-5", "null", "- a: #b", "é ☃ \n two lines", ["coarse", "fine"]]
-            else:
-                sample = {"str": "2024", "int": 3, "float": 1e-5, "list[float]": [0.5], "list[int]": [2, 3]}
-                names = [getattr(hint, "__name__", "")] + [str(o) for o in typing.get_args(hint)]
-                text = " ".join(names)
-                values[field.name] = next(
-                    sample[key] for key in ("list[float]", "list[int]", "float", "int", "str") if key in text
-                )
-        return kind(**values)
-
-    return changed(TrainConfig)
+    """A config in which no setting has its default."""
+    odd = {
+        "reward_options": {"weights": "~/a b.safetensors", "layers": [1, 2.5, None, True]},
+        "judge_options": {"a": {"b": []}},
+        "prompts": ["no", "1e-5", "null", "- a: #b", "é ☃ \n two lines", ["coarse", "fine"]],
+        "stage_boundaries": [0.5],
+        "start_range": [2, 3],
+    }
+    config = TrainConfig()
+    for known in TrainConfig.settings():
+        group, _, name = known.key.rpartition(".")
+        kind = known.types[0]
+        if name in odd:
+            value = odd[name]
+        elif known.choices:
+            value = next(choice for choice in known.choices if choice != known.default)
+        elif kind is bool:
+            value = not known.default
+        elif kind is str:
+            value = "2024"
+        elif kind is float:
+            value = 0.123456789 if known.default is not None else 1e-5
+        else:
+            value = (known.default or 0) + 1
+        setattr(getattr(config, group) if group else config, name, value)
+    return config
 
 
 # --- YAML ---
@@ -71,19 +78,37 @@ def test_yaml_gives_back_the_same_config(tmp_path, config):
     assert save_config(again) == save_config(config)
 
 
-def test_every_field_is_written_out():
-    assert set(configs._keys(TrainConfig().to_dict())) == {
-        *(f.name for f in dataclasses.fields(TrainConfig) if f.name not in configs._SECTIONS),
-        *(f"{s}.{f.name}" for s, kind in configs._SECTIONS.items() for f in dataclasses.fields(kind)),
-    }
+def flat(data, prefix=""):
+    """Names with dots of what a saved config holds."""
+    names = set()
+    for key, value in data.items():
+        names |= (
+            flat(value, f"{key}.") if isinstance(value, dict) and not prefix and value else {prefix + key}
+        )
+    return names
 
 
-@pytest.mark.parametrize("kind", SECTIONS)
-def test_every_field_says_what_it_means(kind):
-    lines = [line.strip() for line in inspect.getsource(kind).splitlines()]
-    for field in dataclasses.fields(kind):
-        place = next(i for i, line in enumerate(lines) if line.startswith(f"{field.name}:"))
-        assert lines[place + 1].startswith('"""'), field.name
+def test_every_setting_is_written_out():
+    assert flat(yaml.safe_load(save_config(TrainConfig()))) == set(TrainConfig.names())
+    assert len(TrainConfig.names()) == len(set(TrainConfig.names())) > 60
+
+
+@pytest.mark.parametrize("known", TrainConfig.settings(), ids=lambda known: known.key)
+def test_every_setting_says_what_it_means_and_has_a_default_that_it_accepts(known):
+    assert known.help[0] != " " and known.help.endswith(".") and "\n" not in known.help
+    assert known.nullable == (known.default is None and known.types != (Any,))
+    assert bool(known.unset) == known.nullable or known.types == (Any,)
+    group, _, name = known.key.rpartition(".")
+    config = TrainConfig()
+    setattr(getattr(config, group) if group else config, name, known.default)
+    assert config == TrainConfig()
+
+
+def test_methods_that_settings_name_are_methods():
+    from rlr_core.methods import METHODS
+
+    named = {method for known in TrainConfig.settings() for method in known.methods}
+    assert named == set(METHODS) - {"full", "likelihood_ratio"}  # these two have no settings of their own
 
 
 def test_what_python_users_pass_is_plain_in_yaml(tmp_path):
@@ -228,9 +253,9 @@ def test_a_wrong_setting_is_refused_with_the_nearest_right_one(setting, sentence
 
 def test_only_length_place_and_pieces_may_change_when_a_run_goes_on():
     ours, theirs = TrainConfig(), every_setting()
-    expected = [key for key in configs._keys(ours.to_dict()) if key not in NOT_IN_STATE]
+    expected = [key for key in TrainConfig.names() if key not in NOT_IN_STATE]
     assert state_differences(ours, theirs) == expected
-    for key in configs._keys(ours.to_dict()):
+    for key in TrainConfig.names():
         *section, name = key.split(".")
         changed = TrainConfig()
         place = getattr(changed, section[0]) if section else changed
@@ -263,10 +288,10 @@ def test_the_defaults_pass():
         (["method=adaptve"], "Unknown method 'adaptve'; known: .*adaptive.*Did you mean 'adaptive'"),
         (["reward=demmo"], "Unknown reward 'demmo'; known: .*demo.*Did you mean 'demo'"),
         (["evaluation.judge=jugde"], "Unknown judge 'jugde'; known: .*judge.*Did you mean 'judge'"),
-        (["sampler.steps=1"], "sampler.steps is 1; a chain needs at least 2"),
+        (["sampler.steps=1"], "sampler.steps is 1; it must be between 2 and 10,000"),
         (["sampler.kernel=dimd"], "sampler.kernel is 'dimd'; it must be one of auto, ddim.*'ddim'"),
         (["method=rlr", "sampler.steps=10", "method.window=10"], "method.window is 10; with 10 .* 1..9"),
-        (["method=rlr", "method.window=0"], "method.window is 0"),
+        (["method=rlr", "method.window=0"], "method.window is 0; it must be between 1"),
         (["method=rlr", "method.start=range"], "method.start_range is None"),
         (["method=rlr", "method.start=range", "method.start_range=[1, 3]"], "start_range is .1, 3."),
         (["method=truncated", "method.depth=21"], "method.depth is 21"),
@@ -277,16 +302,20 @@ def test_the_defaults_pass():
         (["method.start=first"], "method.start is 'first'"),
         (["method.advantage=grpo"], "method.advantage is 'grpo'"),
         (["method.budget=0"], "method.budget is 0"),
-        (["method.budget=1.5"], "method.budget is 1.5; it must be between 0.05 and 1"),
-        (["method.perturbations=17"], "method.perturbations is 17; it must be between 1 and 16"),
+        (["method.budget=0.01"], "budget is 0.01; with 20 sampler steps it must be between 0.05 and 1"),
+        (["method.budget=1.5"], "method.budget is 1.5; it must be between 0.001 and 1"),
+        (
+            ["method.perturbations=17"],
+            "method.perturbations is 17; with batch 16 it must be between 1 and 16",
+        ),
         (["lora.targets=mlp"], "lora.targets is 'mlp'"),
-        (["lora.rank=0"], "lora.rank is 0; it must be at least 1"),
+        (["lora.rank=0"], "lora.rank is 0; it must be between 1"),
         (["lora.alpha=0"], "lora.alpha is 0.0"),
         (["optimizer.name=sgd"], "optimizer.name is 'sgd'"),
         (["optimizer.schedule=step"], "optimizer.schedule is 'step'"),
         (["optimizer.learning_rate=0"], "optimizer.learning_rate is 0.0"),
         (["optimizer.beta2=1"], "optimizer.beta2 is 1.0"),
-        (["steps=0"], "steps is 0; it must be at least 1"),
+        (["steps=0"], "steps is 0; it must be between 1"),
         (["batch=10"], "batch 10 is not a multiple of samples_per_prompt 4"),
         (["batch=1", "samples_per_prompt=1"], "batch of 1 has no baseline"),
         (["micro_batch=0"], "micro_batch is 0"),
@@ -300,16 +329,9 @@ def test_the_defaults_pass():
     ],
 )
 def test_what_cannot_run_is_refused_with_the_value_and_the_way_out(settings, sentence):
-    config = override(TrainConfig(), settings)
     with pytest.raises(UserError, match=sentence) as error:
-        check_config(config)
+        check_config(override(TrainConfig(), settings))
     assert "\n" not in str(error.value)
-
-
-def test_a_python_config_with_a_number_that_is_none_is_refused():
-    config = TrainConfig(sampler=SamplerConfig(guidance=float("nan")))
-    with pytest.raises(UserError, match="sampler.guidance is nan"):
-        check_config(config)
 
 
 def test_reading_and_overriding_a_config_imports_no_torch(tmp_path):
@@ -322,3 +344,266 @@ def test_reading_and_overriding_a_config_imports_no_torch(tmp_path):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"batch": 10}, "batch 10 is not a multiple"),
+        ({"sampler": {"stage_boundaries": [0.7, 0.3]}}, "must rise"),
+        ({"method": {"perturbations": 17}}, "perturbations is 17"),
+    ],
+)
+def test_what_spans_settings_is_refused_without_any_table(settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_values(config_from_dict(settings))
+
+
+# --- settings as Python objects ---
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: SamplerConfig(guidance=float("nan")), "sampler.guidance must be a finite number, not nan"),
+        (lambda: SamplerConfig(guidence=1), r"'sampler\.guidence'.*'sampler\.guidance'"),
+        (lambda: LoraConfig(rank=8.0), "lora.rank must be a whole number, not 8.0"),
+        (lambda: LoraConfig(rank=10**8), "lora.rank is 100000000; it must be between 1 and 4,096"),
+        (lambda: SamplerConfig(width=100_000), "sampler.width is 100000"),
+        (lambda: TrainConfig(batch=2**40), "batch is 1099511627776"),
+        (lambda: TrainConfig(seed=10**5000), "seed is a value of type int"),
+        (lambda: SamplerConfig(eta=10**400), r"sampler.eta must be a finite number, not 1000+\.\.\.\."),
+        (lambda: SamplerConfig(kernel=3), "sampler.kernel is 3; it must be one of auto"),
+        (lambda: SamplerConfig(kernel=["a"]), "sampler.kernel is .'a'.; it must be one of auto"),
+        (lambda: TrainConfig(reward=len), "reward must be text, not <built-in"),
+        (lambda: TrainConfig(lora=SamplerConfig()), "lora must hold settings of its own"),
+        (lambda: TrainConfig(method=3), "method must hold settings of its own, not 3"),
+        (lambda: TrainConfig(reward_options={1: 2}), "Names in reward_options must be text, not 1"),
+        (lambda: TrainConfig().replace(stpes=3), "'stpes'.*'steps'"),
+        (lambda: OptimizerConfig(schedule="linaer"), "'linaer'; it must be .* Did you mean 'linear'"),
+    ],
+)
+def test_a_wrong_value_is_refused_when_the_object_is_made(make, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        make()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("steps", 0, "steps is 0"),
+        ("steps", "ten", "steps must be a whole number, not 'ten'"),
+        ("stpes", 3, "Unknown setting 'stpes'.*'steps'"),
+        ("sampler", None, "sampler must hold settings"),
+        ("out", 3, "out must be text, not 3"),
+    ],
+)
+def test_a_wrong_value_is_refused_when_it_is_set_and_changes_nothing(name, value, sentence):
+    config = TrainConfig()
+    with pytest.raises(UserError, match=sentence):
+        setattr(config, name, value)
+    assert config == TrainConfig()
+
+
+def test_a_config_can_be_changed_copied_and_compared(tmp_path):
+    config = TrainConfig()
+    config.out, config.method, config.sampler.eta = tmp_path, "rlr", 1
+    assert (config.out, config.method) == (str(tmp_path), MethodConfig("rlr"))
+    assert type(config.sampler.eta) is float
+    other = config.replace(steps=7)
+    assert (other.steps, config.steps) == (7, 100) and other != config and other.replace(steps=100) == config
+    deep = copy.deepcopy(config)
+    deep.sampler.steps = 3
+    assert config.sampler.steps == 20 and TrainConfig().sampler == SamplerConfig()
+    TrainConfig().reward_options["a"] = 1
+    assert TrainConfig().reward_options == {}
+
+
+def test_numbers_of_numpy_are_plain_in_yaml():
+    config = TrainConfig(optimizer={"learning_rate": numpy.float64(0.01)})
+    assert yaml.safe_load(save_config(config))["optimizer"]["learning_rate"] == 0.01
+
+
+def test_prompts_that_were_read_already_come_back_from_yaml(tmp_path):
+    prompts = read_prompts([["coarse", "fine"], {"prompt": "judged", "stages": ["a", "b"]}])
+    path = tmp_path / "run.yaml"
+    path.write_text(save_config(TrainConfig(prompts=prompts)))
+    assert read_prompts(load_config(path).prompts) == prompts
+
+
+def test_an_option_that_no_file_can_hold_is_named():
+    with pytest.raises(UserError, match="config file cannot hold <object object"):
+        save_config(TrainConfig(reward_options={"a": object()}))
+
+
+# --- one field is all that a setting takes ---
+
+
+def test_a_setting_is_one_field():
+    """Made in a subclass here: checks, YAML, key=value, fingerprint and errors come from the field."""
+
+    class More(LoraConfig):
+        dropout: float = setting(0.0, "Share of the LoRA's inputs that is dropped.", ge=0, le=0.9)
+
+    class Run(TrainConfig):
+        lora: More = setting(More, "The adapter.")
+
+    assert "lora.dropout" in Run.names()
+    run = Run.of({"lora": {"dropout": "0.5"}})
+    assert run.lora.dropout == 0.5 and run.to_dict()["lora"]["dropout"] == 0.5
+    assert run.fingerprint() != Run().fingerprint()
+    with pytest.raises(UserError, match="lora.dropout is 1.0; it must be between 0 and 0.9"):
+        Run(lora={"dropout": 1})
+    with pytest.raises(UserError, match="Did you mean 'lora.dropout'"):
+        Run(lora={"dropuot": 1})
+
+
+@pytest.mark.parametrize(
+    "name", ["last_step_noise", "inner_epochs", "max_grad_norm", "save_every", "keep_samples"]
+)
+def test_outside_its_field_a_setting_is_only_read_or_set(name):
+    """No other file of the engine has a default, a bound or a help text of its own for it."""
+    for path in (ROOT / "rlr_core").rglob("*.py"):
+        if path != Path(settings.__file__):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                mentions = len(re.findall(rf"\b{name}\b", line))
+                assert mentions == len(re.findall(rf"\.{name}\b|\b{name}=", line)), (path, line)
+
+
+def test_the_page_of_settings_is_up_to_date():
+    """`python -m rlr_core.config.reference` writes it."""
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+
+def test_the_help_names_every_setting_with_its_default_bounds_choices_and_methods():
+    text = help_text()
+    for known in TrainConfig.settings():
+        assert f"  {known.key} = " in text
+    assert "lora.rank = 8  (whole number, between 1 and 4,096)" in text
+    assert "(adamw, adamw8bit)" in text and "rlr and zeroth_order: Size" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 120
+
+
+# --- old names ---
+
+
+@pytest.mark.parametrize(("old", "new"), load.OLD_KEYS.items())
+def test_an_old_key_is_accepted_with_a_warning(tmp_path, caplog, old, new):
+    group, _, name = old.partition(".")
+    assert new in TrainConfig.names() and old not in TrainConfig.names()
+    expected = override(TrainConfig(), [f"{new}=0.25"])
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({group: {name: 0.25}}))
+    for read in (lambda: load_config(path), lambda: override(TrainConfig(), [f"{old}=0.25"])):
+        assert read() == expected
+        assert f"Setting {old!r} is called {new!r} now." in caplog.text
+        caplog.clear()
+
+
+def test_an_old_key_beside_its_new_one_is_refused_and_the_given_mapping_is_not_changed():
+    data = {"method": {"kl": 0.1, "kl_weight": 0.2}}
+    with pytest.raises(UserError, match="'method.kl' is the old name of 'method.kl_weight'"):
+        config_from_dict(data)
+    del data["method"]["kl_weight"]
+    assert config_from_dict(data).method.kl_weight == 0.1 and data == {"method": {"kl": 0.1}}
+
+
+# --- rewards that were Python functions ---
+
+
+@pytest.mark.parametrize(
+    "settings", [{"reward": "python:warmth"}, {"evaluation": {"judge": "python:warmth"}}]
+)
+def test_a_reward_that_was_a_python_function_is_refused_where_a_config_is_run_by_itself(settings):
+    config = config_from_dict(settings)
+    check_config(config)  # a run in Python goes on with it
+    with pytest.raises(UserError, match="'python:warmth', which a Python program handed over as an object"):
+        refuse_python_objects(config)
+    refuse_python_objects(TrainConfig())
+
+
+# --- damaged and hostile files ---
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[" * 5000, "nested too deeply|is not YAML"),
+        ("prompts: " + "[" * 100 + "]" * 100, "nested too deeply"),
+        ("prompts: &a [*a]", "nested too deeply"),
+        ("sampler: &a {steps: *a}", "nested too deeply"),
+        ("<<: &a [*a]", "not YAML|nested too deeply"),
+        (LAUGHS, "more than 200,000 values"),
+        ("out: 2024-13-45", "is not YAML: month must be in 1..12"),
+        ("out: 2024-01-01 99:00:00", "is not YAML"),
+        ("steps: !!int ''", "is not YAML"),
+        ("steps: !!float much", "is not YAML"),
+        ("steps: !!bool maybe", "is not YAML"),
+        ("out: !!timestamp today", "is not YAML"),
+        ("out: !!binary aGVsbG8=", "binary data"),
+        ("out: !unheard of", "is not YAML"),
+        ("seed: 1" + "0" * 5000, "is not YAML"),
+        ("? {a: 1}\n: 2", "is not YAML"),
+        ('out: "a\\0b"', "is not text"),
+        ('out: "a\\ud800b"', "is not text"),
+        ("<<: 3", "is not YAML"),
+        ("out: 2024-01-01", "out must be text, not datetime.date"),
+    ],
+)
+def test_hostile_yaml_is_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence) as error:
+        load_config(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 2500
+
+
+def test_files_that_cannot_be_configs_are_refused_unread(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"#" * (10 * 2**20))
+    with pytest.raises(UserError, match=r"too large to be a config: 10,485,760 bytes, at most"):
+        load_config(path)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name in ("/dev/zero", tmp_path / "pipe.yaml"):
+        with pytest.raises(UserError, match="it is not an ordinary file"):
+            load_config(name)
+    with pytest.raises(UserError, match="Cannot read the config"):
+        load_config("a\0b.yaml")
+
+
+def test_damaged_configs_load_or_are_one_sentence(tmp_path):
+    """A valid file with random bytes changed, doubled, cut out or put in; what loads can be saved again."""
+    whole = save_config(every_setting().replace(batch=16, samples_per_prompt=4)).encode()
+    pieces = rb'&a *a [ ] { } !!int !!python/name:os <<: % 2024-02-30 1:60:60 .nan | "\ud800"'.split()
+    pieces += [b": ", b"- ", b"? ", b"\n", b"\t", b"\xff", b"\x00"]
+    rng, loaded = random.Random(0), 0
+    path = tmp_path / "run.yaml"
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(data))
+            change = rng.randrange(4)
+            if change == 0:
+                data[at : at + rng.randint(1, 30)] = b""
+            elif change == 1:
+                data[at:at] = rng.choice(pieces)
+            elif change == 2:
+                data[at] = rng.randrange(256)
+            else:
+                data[at:at] = data[at : at + rng.randint(1, 60)]
+        path.write_bytes(data)
+        try:
+            config = load_config(path)
+            check_values(config)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            loaded += 1
+            path.write_text(save_config(config), encoding="utf-8")
+            assert load_config(path) == config
+    assert 0 < loaded < 300

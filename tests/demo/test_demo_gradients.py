@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from rlr_core.benchmarks.gradient_quality import diagnose_methods, methods_for
@@ -22,8 +20,7 @@ BIASED = [name for name in methods_for(STEPS) if name.startswith("truncated")]
 def found():
     """Every method's diagnosis, by name."""
     config = demo_config()
-    config = dataclasses.replace(
-        config, batch=4, samples_per_prompt=2, micro_batch=4, decode_batch=4,
+    config = config.replace( batch=4, samples_per_prompt=2, micro_batch=4, decode_batch=4,
         sampler=SamplerConfig(steps=STEPS, eta=1.0, guidance=3.0, last_step_noise=0.05),
     )  # fmt: skip
     rows = diagnose_methods(load_model("demo"), load_reward("demo"), config, UPDATES)

@@ -10,7 +10,7 @@ from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.kernels import Step
 from rlr_core.diffusion.rollout import Noise, rollout
 from rlr_core.errors import UserError
-from rlr_core.evaluation.measures import Estimate, Evaluation, difference, diversity, evaluate, plan
+from rlr_core.evaluation.measures import ConfidenceInterval, Evaluation, difference, diversity, evaluate, plan
 from rlr_core.rewards.base import CallableReward
 
 SHAPE = (3, 8, 8)
@@ -122,13 +122,13 @@ def test_an_evaluation_survives_being_saved(chain):
 def test_intervals_hold_the_truth_19_times_in_20():
     rng = torch.Generator().manual_seed(0)
     draws = torch.rand(4000, 60, generator=rng) ** 2
-    found = [Estimate.of(row) for row in draws]
+    found = [ConfidenceInterval.of(row) for row in draws]
     held = sum(estimate.low <= 1 / 3 <= estimate.high for estimate in found) / len(found)
     assert 0.93 < held < 0.96
 
 
 def test_an_estimate_is_the_mean_and_its_interval():
-    estimate = Estimate.of(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    estimate = ConfidenceInterval.of(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     half = 1.96 * math.sqrt(5 / 3) / 2
     assert estimate.mean == 2.5
     assert (estimate.low, estimate.high) == (pytest.approx(2.5 - half), pytest.approx(2.5 + half))
@@ -136,8 +136,8 @@ def test_an_estimate_is_the_mean_and_its_interval():
 
 
 def test_one_value_has_no_interval():
-    assert Estimate.of(torch.tensor([0.25])) == (0.25, None, None)
-    assert str(Estimate.of(torch.tensor([0.25]))) == "0.250"
+    assert ConfidenceInterval.of(torch.tensor([0.25])) == (0.25, None, None)
+    assert str(ConfidenceInterval.of(torch.tensor([0.25]))) == "0.250"
 
 
 def evaluation_with(scores, prompts=("a", "b", "c", "d"), seeds=(1, 2, 3, 4)):

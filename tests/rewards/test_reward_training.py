@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import open_clip
 import pytest
 import torch
@@ -33,8 +31,7 @@ WEIGHTLESS = {
 def gain(reward, tmp_path, steps: int = 16, **method):
     """Gain over standard errors, of held-out pictures of the same prompts and seeds."""
     base = demo_config(tmp_path / "run")
-    config = dataclasses.replace(
-        base,
+    config = base.replace(
         steps=steps, batch=8, micro_batch=8, decode_batch=8, samples_per_prompt=1,
         sampler=SamplerConfig(steps=4, eta=1.0, guidance=1.0, last_step_noise=0.05),
         method=MethodConfig(**{"name": "adaptive", "budget": 1.0} | method),

@@ -8,12 +8,13 @@ from rlr_core.config import EvaluationConfig, LoraConfig, SamplerConfig, TrainCo
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
 from rlr_core.training.preflight import GIB, Need, check_memory, measure
-from rlr_core.training.trainer import Trainer
+from rlr_core.training.setup import Parts, build
+from rlr_core.training.trainer import train
 
 
 @pytest.fixture
 def make(tiny_sd_folder, tmp_path):
-    def make(name: str = "run", **settings) -> Trainer:
+    def make(name: str = "run", **settings) -> Parts:
         sampler = settings.pop("sampler", {})
         config = TrainConfig(
             model=str(tiny_sd_folder), reward="brightness", prompts=["a cat", "a dog"], steps=2, batch=4,
@@ -21,7 +22,7 @@ def make(tiny_sd_folder, tmp_path):
             sampler=SamplerConfig(steps=3, guidance=2.0, **sampler),
             evaluation=EvaluationConfig(samples=2), **settings,
         )  # fmt: skip
-        return Trainer(load_model(tiny_sd_folder, device="cpu"), "brightness", config)
+        return build(load_model(tiny_sd_folder, device="cpu"), "brightness", config)
 
     return make
 
@@ -40,13 +41,13 @@ def test_an_adapted_text_encoder_is_part_of_the_need(make):
 
 
 def test_a_run_that_does_not_fit_is_refused_with_settings_that_would(make):
-    trainer = make(micro_batch=4)
-    need = measure(trainer)
+    parts = make(micro_batch=4)
+    need = measure(parts)
     free = int(need.total(2, 1) * 1.01)
     with pytest.raises(UserError, match=r"needs about .* GiB are free.*would fit: micro_batch 2; the result"):
-        check_memory(trainer, free)
-    trainer.config.micro_batch = 2
-    assert check_memory(trainer, free) == need
+        check_memory(parts, free)
+    parts.config.micro_batch = 2
+    assert check_memory(parts, free) == need
 
 
 def test_where_one_picture_is_too_much_checkpointing_comes_first_and_size_last(make):
@@ -57,13 +58,15 @@ def test_where_one_picture_is_too_much_checkpointing_comes_first_and_size_last(m
 
 
 @pytest.mark.slow
-def test_measuring_changes_nothing_in_the_run(make):
+def test_measuring_changes_nothing_in_the_run(make, monkeypatch):
     first, second = make("a"), make("b")
     measure(second)
     assert second.chain.evaluations == first.chain.evaluations
-    first.open_folder(resume=False)
-    second.open_folder(resume=False)
-    left, right = first.run(), second.run()
+    for parts in (first, second):
+        parts.adapter.detach()
+    left = train(first.model, "brightness", first.config)
+    monkeypatch.setattr("rlr_core.training.trainer.check_memory", measure)
+    right = train(second.model, "brightness", second.config)
     means = [[row.get("reward/mean") for row in run.metrics] for run in (left, right)]
     assert means[0] == means[1]
     assert left.metrics[-1]["evaluations/forward"] == right.metrics[-1]["evaluations/forward"]

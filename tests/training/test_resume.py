@@ -110,7 +110,7 @@ def ctrl_c_at(count):
 
     def on_event(event):
         nonlocal seen
-        seen += event.kind == "progress" and event.data["phase"] in ("rollout", "walk")
+        seen += event.kind == "progress" and event.data["phase"] in ("rollout", "backward")
         if seen == count:
             raise KeyboardInterrupt
 

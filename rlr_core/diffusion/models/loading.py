@@ -34,11 +34,6 @@ def load_model(
     """
     device = find_device(device)
     dtype = find_dtype(dtype, device)
-    if str(path).startswith("python:"):
-        raise UserError(
-            f"Model {str(path)!r} was handed over as a Python object: run this config from Python, with "
-            f"train(model, ...)."
-        )
     built_in = str(path) in BUILT_IN
     model = _load(Path(_built_in(str(path)) if built_in else path).expanduser(), device, dtype)
     model.source = str(path)
