@@ -117,13 +117,13 @@ def backward(
     result = BackwardResult(totals, *(torch.zeros((), device=device) for _ in range(3)), pathwise)
     residual = None if signals.residual is None else torch.zeros_like(x0)
     visited = plan.visited
-    lam_of, weight_of = plan.lam.to(device), plan.weight.to(device)
+    lam_of, weight_of = (part.to(device, non_blocking=True) for part in (plan.lam, plan.weight))
 
     for t in steps:
         index = visited[t].nonzero().flatten()
         if not len(index):
             continue
-        index = index.to(device)
+        index = index.to(device, non_blocking=True)
         everyone = len(index) == batch
         pick = (lambda tensor: tensor) if everyone else (lambda tensor, index=index: tensor[index])
         sigma = chain.sigma(t)

@@ -62,8 +62,8 @@ class Saturation(Reward):
     range = (0.0, 1.0)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        low, high = images.float().aminmax(dim=1)
-        return (high - low).mean((-2, -1))
+        images = images.float()
+        return (images.amax(dim=1) - images.amin(dim=1)).mean((-2, -1))
 
 
 class Contrast(Reward):

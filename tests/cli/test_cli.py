@@ -133,6 +133,7 @@ def test_the_config_that_ran_runs_again_as_it_is(rlr, run_folder, here):
     assert ours.fingerprint() == theirs.fingerprint()
 
 
+@pytest.mark.slow
 def test_resume_makes_a_run_longer_and_equal_to_one_that_never_stopped(
     rlr, run_folder, here, tiny_sd_folder, monkeypatch
 ):
@@ -151,6 +152,7 @@ def test_resume_makes_a_run_longer_and_equal_to_one_that_never_stopped(
     assert all(torch.equal(left[name].nan_to_num(-1), right[name].nan_to_num(-1)) for name in left)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_says_how_to_go_on_and_exits_with_130(here, tiny_sd_folder):
     command = [
         sys.executable,

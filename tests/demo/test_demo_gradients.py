@@ -10,6 +10,8 @@ from rlr_core.demo.preset import demo_config
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.rewards import load_reward
 
+pytestmark = pytest.mark.slow
+
 STEPS, UPDATES = 4, 20
 BIASED = [name for name in methods_for(STEPS) if name.startswith("truncated")]
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import opens_pickles
 from open_clip.tokenizer import SimpleTokenizer
 from reference import rewards_formulas as reference
 from reference.rewards_tiny import (
@@ -43,7 +44,7 @@ def test_towers_equal_open_clips_own(tmp_path, square, quick_gelu):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
-@pytest.mark.parametrize("layout", ["safetensors folder", "torch file"])
+@pytest.mark.parametrize("layout", ["safetensors folder", pytest.param("torch file", marks=opens_pickles)])
 def test_towers_equal_transformers(tmp_path, square, activation, layout):
     model = hugging_face_clip(activation)
     if layout == "torch file":
@@ -105,7 +106,7 @@ def test_scores_equal_the_published_formula(tmp_path, name, height, width):
     expected = _reference_scores(preprocess, model, images)
     actual = load_reward(name, weights=path)(images, PROMPTS) / scale
     assert expected.std() > 0.005  # the pictures do differ in score
-    assert (actual - expected).abs().max() < 1e-3
+    assert (actual - expected).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize("name", ["clip_score", "pickscore", "hpsv2"])
@@ -119,6 +120,7 @@ def test_scores_are_exact_when_nothing_is_resized(tmp_path, square, name):
     )
 
 
+@opens_pickles
 def test_aesthetic_equals_the_published_formula(tmp_path, square):
     model, head = hugging_face_clip("quick_gelu"), aesthetic_head()
     clip = save(model, tmp_path / "clip.safetensors")

@@ -13,6 +13,8 @@ from rlr_core.evaluation.measures import difference
 from rlr_core.rewards import load_reward
 from rlr_core.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 WEIGHTLESS = {
     "jpeg_compressibility": {},
     "jpeg_incompressibility": {},
