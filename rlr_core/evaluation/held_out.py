@@ -45,7 +45,8 @@ class HeldOut:
         is as it will be saved; adapter_state: copies of its weights."""
         self.chain, self.reward, self.judge, self.book = chain, reward, judge, book
         named = {"reward": reward, "judge": judge}
-        self.rewards = {name: _evaluable(r) for name, r in named.items() if r is not None and _evaluable(r)}
+        stand_ins = {name: _evaluable(r) for name, r in named.items() if r is not None}
+        self.rewards = {name: r for name, r in stand_ins.items() if r is not None}
         if self.judged_by not in self.rewards:
             raise UserError(
                 f"Reward {reward.name!r} cannot be asked about held-out pictures: name a judge that "
