@@ -13,5 +13,10 @@ opens_pickles = pytest.mark.skipif(OLD, reason="with torch before 2.6 no pickled
 
 
 def quick(values: Iterable[Any], *quick_ones: Any) -> list[Any]:
-    """Values for parametrize, all but `quick_ones` marked slow."""
-    return [value if value in quick_ones else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    """Values for parametrize, tuples for several names; all but `quick_ones` are marked slow."""
+    return [value if value in quick_ones else slow(value) for value in values]
+
+
+def slow(value: Any) -> Any:
+    values = value if isinstance(value, tuple) else (value,)
+    return pytest.param(*values, marks=pytest.mark.slow)

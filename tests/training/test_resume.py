@@ -59,7 +59,10 @@ def killed_at_event(settings, kind, count, resume):
     return lambda: run(settings, resume=resume, on_event=on_event)
 
 
-@pytest.mark.parametrize("kind, count", [("update", 1), ("update", 4), ("progress", 1), ("progress", 17)])
+@pytest.mark.parametrize(
+    "kind, count",
+    quick([("update", 1), ("update", 4), ("progress", 1), ("progress", 17)], ("update", 4), ("progress", 1)),
+)
 def test_killed_run_goes_on_bit_equal(kind, count, tmp_path, unbroken):
     settings = small_config(tmp_path / "run")
     assert in_child(killed_at_event(settings, kind, count, resume=False)) == -signal.SIGKILL
