@@ -57,7 +57,7 @@ class DemoJudge(Reward):
 
 def shows(shapes: list[Seen], scene: Scene) -> bool:
     """Whether what was seen is exactly the scene."""
-    if scene.second is None:
+    if scene.second is None or scene.relation is None:
         return len(shapes) == 1 and shapes[0].thing == scene.first
     if len(shapes) != 2:
         return False

@@ -10,10 +10,11 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
@@ -64,7 +65,7 @@ SOFTNESS = 0.5
 """Flattens the probability, so that a picture that is surely wrong still has a gradient."""
 
 
-def match_logit(clip: nn.Module, cosine: Tensor) -> Tensor:
+def match_logit(clip: Any, cosine: Tensor) -> Tensor:
     """Log-odds that picture and caption match, from their cosine."""
     return clip.logit_scale.exp() * cosine + clip.logit_bias
 
@@ -79,7 +80,7 @@ def normalized(images: Tensor) -> Tensor:
 
 def load_demo_clip(
     folder: str | os.PathLike | None = None,
-) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
+) -> tuple[Any, Callable[[Sequence[str]], Tensor]]:
     """The frozen float32 `open_clip` model and its tokenizer: prompts -> tokens [B, 12] int64.
 
     folder: None is the built-in one. Raises UserError for a folder that holds no such model.

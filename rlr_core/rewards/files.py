@@ -11,7 +11,7 @@ import pickle
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from rlr_core.errors import UserError
 FOLDERS_VARIABLE = "RLR_REWARD_MODELS"
 DEFAULT_FOLDER = Path("models") / "reward_models"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+Network = TypeVar("Network", bound=nn.Module)
 INSIDE_A_FOLDER = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -179,7 +180,7 @@ def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path, needed: WeightFile) -> nn.Module:
+def fill(module: Network, tensors: dict[str, Tensor], path: Path, needed: WeightFile) -> Network:
     """Put a file's tensors into a module built on no memory; frozen, in eval mode.
 
     Every tensor must have its place and every place its tensor, of the same shape; else UserError.

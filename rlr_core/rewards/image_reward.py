@@ -75,15 +75,16 @@ class ImageReward(Reward):
         return self
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        device = self.device or images.device
         if self.device is None:
-            self.to(images.device)
+            self.to(device)
         tokens = self.tokenize(
             list(prompts),
             padding="max_length",
             truncation=True,
             max_length=PROMPT_TOKENS,
             return_tensors="pt",
-        ).to(self.device)
+        ).to(device)
 
         def read_together(pixels: Tensor) -> Tensor:  # [B, 3, S, S] -> [B, 768]
             patches = self.tower.network(pixels)
@@ -97,6 +98,6 @@ class ImageReward(Reward):
             )
             return out.last_hidden_state[:, 0]
 
-        pixels = normalize(crop_shorter_side(images.to(self.device), self.tower.size))
+        pixels = normalize(crop_shorter_side(images.to(device), self.tower.size))
         features = run_in(next(self.text.parameters()).dtype, read_together, pixels)
         return (self.mlp(features).squeeze(-1) - MEAN) / STD

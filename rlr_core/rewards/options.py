@@ -46,6 +46,8 @@ def fits(value: Any, hint: Any) -> bool:
         return value is None
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, part) for part in inner)
+    if origin is typing.Literal:
+        return any(value is allowed for allowed in inner)
     if origin is collections.abc.Callable:
         return callable(value)
     if origin is collections.abc.Mapping:
@@ -77,6 +79,8 @@ def in_words(hint: Any) -> str:
         return _WORDS[hint]
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(in_words, inner))
+    if origin is typing.Literal:
+        return " or ".join(map(repr, inner))
     if origin is collections.abc.Callable:
         return "a function"
     if origin is collections.abc.Mapping:

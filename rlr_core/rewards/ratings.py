@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Ratings(Reward):
         self,
         ask: Callable[[Tensor, Sequence[str]], Sequence[float] | Tensor] | None = None,
         folder: str | os.PathLike | None = None,
-        clip: str | os.PathLike | bool | None = None,
+        clip: str | os.PathLike | Literal[False] | None = None,
     ):
         """ask: pictures [B, 3, H, W] and prompts in, B numbers out; or folder: see rating_folder.py.
 
@@ -141,19 +142,19 @@ def ridge(features: Tensor, ratings: Tensor) -> tuple[Tensor, Tensor]:
     u, s, vh = torch.linalg.svd((x - center) / spread, full_matrices=False)
     residual = y - y.mean()
     projected = u.T @ residual
-    best = None
+    best: tuple[Tensor, Tensor] = (torch.tensor(torch.inf), torch.zeros_like(s))  # error, shrinkage
     for penalty in PENALTIES:
         shrink = s.square() / (s.square() + penalty * len(y))
         leverage = u.square() @ shrink + 1 / len(y)  # the last term is the intercept's
         error = ((residual - u @ (shrink * projected)) / (1 - leverage).clamp(min=1e-6)).square().mean()
-        if best is None or error < best[0]:
+        if error < best[0]:
             best = error, shrink
     kept = torch.where(s > 1e-9, best[1] / s.clamp(min=1e-9), 0.0)
     weight = (vh.T @ (kept * projected)) / spread
     return weight.float(), (y.mean() - center @ weight).float()
 
 
-def _features(clip: str | os.PathLike | bool | None) -> ClipFeatures | SimpleFeatures:
+def _features(clip: str | os.PathLike | Literal[False] | None) -> ClipFeatures | SimpleFeatures:
     """CLIP's features if its file is given or in its usual place, else simple ones."""
     if clip is False:
         return SimpleFeatures()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class TargetPicture(Reward):
         rewards, or ImageReward's timm ViT); a path loads a CLIP file's image tower.
         """
         self.target = read_picture(target)
-        self.tower = None if features is None else _tower(features)
+        self.tower: Any = None if features is None else _tower(features)
         self._reference: Tensor | None = None  # the target's features, once computed
 
     def to(self, device: torch.device | str) -> TargetPicture:
@@ -90,13 +91,14 @@ def parse_color(color: str | Sequence[float]) -> tuple[float, float, float]:
 
     if isinstance(color, str):
         try:
-            return tuple(value / 255 for value in ImageColor.getrgb(color)[:3])
+            red, green, blue = ImageColor.getrgb(color)[:3]
         except ValueError as error:
             raise UserError(f"{color!r} is not a color; use a name such as 'teal', or '#rrggbb'.") from error
+        return red / 255, green / 255, blue / 255
     values = tuple(float(value) for value in color)
     if len(values) != 3 or not all(0 <= value <= 1 for value in values):
         raise UserError(f"A color is three numbers in [0, 1], not {list(values)}.")
-    return values
+    return values[0], values[1], values[2]
 
 
 def _cover(images: Tensor, height: int, width: int) -> Tensor:

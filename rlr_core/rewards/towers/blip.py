@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlr_core.rewards.files import WeightFile, fill, wrong_architecture
 from rlr_core.rewards.towers.clip import on_no_memory
@@ -58,7 +59,7 @@ class BlipTower:
         """Patch tokens [B, len(layers), N, width], float32, after each of the given layers (from 0)."""
 
         def network(x: Tensor) -> Tensor:
-            out = self.network.forward_intermediates(
+            out: Any = self.network.forward_intermediates(
                 x, indices=list(layers), output_fmt="NLC", intermediates_only=True
             )
             return torch.stack(out, 1)
@@ -67,7 +68,7 @@ class BlipTower:
         return run_in(first.dtype, network, normalize(pixels.to(first.device)))
 
 
-def blip_text_tower(tensors: dict[str, Tensor], path: Path, needed: WeightFile) -> nn.Module:
+def blip_text_tower(tensors: dict[str, Tensor], path: Path, needed: WeightFile) -> Any:
     """BLIP's BERT whose layers also attend to the picture's tokens."""
     from transformers import BlipTextConfig, BlipTextModel
 

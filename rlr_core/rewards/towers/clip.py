@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ class ImageTower:
         """Patch tokens [B, len(layers), N, width], float32, after each of the given layers (from 0)."""
 
         def network(x: Tensor) -> Tensor:
-            out = self.network.forward_intermediates(
+            out: Any = self.network.forward_intermediates(
                 x, indices=list(layers), stop_early=True, intermediates_only=True, output_fmt="NLC"
             )
             return torch.stack(out["image_intermediates"], 1)
@@ -129,7 +130,7 @@ class PromptFeatures:
             self.known.update(zip(some, features, strict=True))
 
 
-def text_tower(clip: ClipFile, needed: WeightFile) -> nn.Module:
+def text_tower(clip: ClipFile, needed: WeightFile) -> Any:
     """The frozen text tower of a CLIP file; UserError for a file that has none."""
     if "token_embedding.weight" not in clip.text or "text_projection" not in clip.text:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,19 +41,22 @@ def patch_projector(tensors: dict[str, Tensor], path: Path, needed: WeightFile) 
     return fill(network, tensors, path, needed)
 
 
-def flan_t5(tensors: dict[str, Tensor], path: Path, needed: WeightFile) -> nn.Module:
+def flan_t5(tensors: dict[str, Tensor], path: Path, needed: WeightFile) -> Any:
     """Flan-T5 (gated GELU, input and output embeddings apart), its sizes read off the tensors' shapes."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     first = "encoder.block.0.layer.0.SelfAttention"
-    bias = tensors.get(f"{first}.relative_attention_bias.weight")
-    gate = tensors.get("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")
-    for name, value in (("shared.weight", tensors.get("shared.weight")), (first, bias), ("wi_0", gate)):
-        if value is None:
-            raise wrong_architecture(path, needed, missing=[name])
-    vocabulary, width = tensors["shared.weight"].shape
+    names = ("shared.weight", f"{first}.relative_attention_bias.weight")
+    names = (*names, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight")
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise wrong_architecture(path, needed, missing)
+    shared, bias, gate = (tensors[name] for name in names)
+    vocabulary, width = shared.shape
     buckets, heads = bias.shape
     attention = [name for name in tensors if name.endswith("SelfAttention.q.weight")]
+    # Transformers 5 reads from this option not to scale the decoder's output, and no more.
+    not_scaled: dict[str, Any] = {"tie_word_embeddings": False}
     config = T5Config(
         vocab_size=vocabulary,
         d_model=width,
@@ -64,12 +68,11 @@ def flan_t5(tensors: dict[str, Tensor], path: Path, needed: WeightFile) -> nn.Mo
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
-        tie_word_embeddings=False,  # transformers 5 reads from it not to scale the decoder's output, no more
         use_cache=False,
+        **not_scaled,
     )
     with on_no_memory():
         network = T5ForConditionalGeneration(config)
-    shared = tensors["shared.weight"]
     everything = {**tensors, "encoder.embed_tokens.weight": shared, "decoder.embed_tokens.weight": shared}
     everything.pop("embed_tokens.weight", None)  # the release's second name for the same table
     return fill(network, everything, path, needed)
