@@ -28,9 +28,7 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--samples", type=int, default=256, metavar="N", help="pictures that are judged")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of this process")
     parser.add_argument("--report", action="store_true", help="only print the table")
-    parser.add_argument(
-        "--costs", action="store_true", help="what the engine costs, nothing else"
-    )
+    parser.add_argument("--costs", action="store_true", help="what the engine costs, nothing else")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.set_defaults(run=bench)
 

@@ -305,7 +305,7 @@ def test_score_prints_a_table_and_writes_csv(rlr, here):
 
 def test_score_passes_options_on(rlr, here):
     Image.new("RGB", (8, 8), "blue").save(here / "a.png")
-    _, out, _ = rlr("score", "a.png", "--reward", "mean_colour", "--option", "channel=blue")
+    _, out, _ = rlr("score", "a.png", "--reward", "mean_color", "--option", "channel=blue")
     assert re.search(r"a\.png +1\.0000", out)
 
 
