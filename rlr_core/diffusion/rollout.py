@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlr_core.diffusion.chain import Chain
+from rlr_core.diffusion.chain import ChainLike
 from rlr_core.diffusion.conditioning import Conditioning
 
 
@@ -57,7 +57,7 @@ class Trajectory:
 
 @torch.no_grad()
 def rollout(
-    chain: Chain,
+    chain: ChainLike,
     noise: Noise,
     conditioning: Conditioning,
     *,

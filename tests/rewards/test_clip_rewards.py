@@ -19,10 +19,9 @@ from reference.rewards_tiny import (
 
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
-from rlr_core.rewards.aesthetic import CLIP_L
-from rlr_core.rewards.towers.clip import ImageTower, PromptFeatures
+from rlr_core.rewards.towers.clip import CLIP_L, ImageTower, PromptFeatures
 from rlr_core.rewards.towers.clip_layout import read_clip
-from rlr_core.rewards.towers.preprocess import normalise
+from rlr_core.rewards.towers.preprocess import normalize
 
 TOLERANCE = 2e-5
 
@@ -38,7 +37,7 @@ def test_towers_equal_open_clips_own(tmp_path, square, quick_gelu):
     path = save(model, tmp_path / "clip.safetensors")
     tower = ImageTower(read_clip(path, CLIP_L, quick_gelu), CLIP_L)
     prompts = PromptFeatures(path, CLIP_L, quick_gelu)
-    assert torch.allclose(tower.features(square), model.encode_image(normalise(square)), atol=TOLERANCE)
+    assert torch.allclose(tower.features(square), model.encode_image(normalize(square)), atol=TOLERANCE)
     expected = model.encode_text(SimpleTokenizer()(PROMPTS), normalize=True)
     assert torch.allclose(prompts.embed(PROMPTS, "cpu"), expected, atol=TOLERANCE)
 
@@ -72,7 +71,7 @@ def test_a_comfyui_clip_vision_file_serves_as_the_image_tower(tmp_path, square, 
         path = save(
             {k: v for k, v in model.state_dict().items() if k[:7] == "visual."}, tmp_path / "v.safetensors"
         )
-        expected = model.encode_image(normalise(square))
+        expected = model.encode_image(normalize(square))
     else:
         model = hugging_face_clip("quick_gelu")
         tensors = {
@@ -254,5 +253,7 @@ def test_the_size_of_the_embedding_is_read_off_the_file(tmp_path):
 
 def test_an_unknown_dtype_is_refused_with_the_known_ones(tmp_path):
     path = save(open_clip_model(), tmp_path / "clip.safetensors")
-    with pytest.raises(UserError, match="float32, float16, bfloat16, not 'float61'.*float16"):
+    with pytest.raises(
+        UserError, match="Unknown dtype 'float61'; use one of float32, fp32, .*Did you mean 'float16'"
+    ):
         load_reward("hpsv2", weights=path, dtype="float61")

@@ -18,13 +18,13 @@ pytestmark = pytest.mark.slow
 WEIGHTLESS = {
     "jpeg_compressibility": {},
     "jpeg_incompressibility": {},
-    "mean_colour": {},
+    "mean_color": {},
     "brightness": {},
     "saturation": {},
     "contrast": {},
     "sharpness": {},
     "total_variation": {},
-    "target_colour": {},
+    "target_color": {},
 }
 
 
