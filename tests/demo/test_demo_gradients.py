@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlr_core.benchmarks.gradient_quality import diagnose_methods, methods_for
+from rlr_core.benchmarks.gradient_quality import measure_methods, methods_for
 from rlr_core.config import SamplerConfig
 from rlr_core.demo.preset import demo_config
 from rlr_core.diffusion.models.loading import load_model
@@ -21,7 +21,7 @@ def found():
     config = config.replace( batch=4, samples_per_prompt=2, micro_batch=4, decode_batch=4,
         sampler=SamplerConfig(steps=STEPS, eta=1.0, guidance=3.0, last_step_noise=0.05),
     )  # fmt: skip
-    rows = diagnose_methods(load_model("demo"), load_reward("demo"), config, UPDATES)
+    rows = measure_methods(load_model("demo"), load_reward("demo"), config, UPDATES)
     return {row.name: row for row in rows}
 
 
