@@ -147,6 +147,7 @@ def test_train_refuses_the_state_of_another_config(rlr, run_folder, here):
     refused(rlr, here, "train", "other.yaml", "--resume", "run", says=r"other settings: sampler\.eta\.")
 
 
+@pytest.mark.slow
 def test_train_on_a_full_disk_says_so_and_the_disk_keeps_what_it_had(rlr, here, tiny_sd_folder):
     disk = here / "disk"
     disk.mkdir()
