@@ -481,7 +481,7 @@ def test_the_help_names_every_setting_with_its_default_bounds_choices_and_method
     for known in TrainConfig.settings():
         assert f"  {known.key} = " in text
     assert "lora.rank = 8  (whole number, between 1 and 4,096)" in text
-    assert "(adamw, adamw8bit)" in text and "rlr and zeroth_order: Size" in " ".join(text.split())
+    assert "(adamw, adamw8bit)" in text and "rlr and zeroth_order: size" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 120
 
 
