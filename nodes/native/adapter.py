@@ -1,4 +1,4 @@
-"""The LoRA beside a frozen layer: no part of the network, which keeps its paths, its state_dict and its patches."""
+"""The LoRA beside a frozen layer: no part of the network, which keeps its paths, state_dict and patches."""
 
 from __future__ import annotations
 

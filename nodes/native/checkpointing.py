@@ -1,4 +1,4 @@
-"""Gradient checkpointing for any network: its numbered blocks keep their inputs and run again on the way back."""
+"""Gradient checkpointing for any network: its numbered blocks run again on the way back."""
 
 from __future__ import annotations
 
@@ -50,7 +50,12 @@ def _blocks(module: nn.Module, path: str) -> Iterator[nn.Module]:
     for name, child in module.named_children():
         place = f"{path}.{name}" if path else name
         container = isinstance(child, CONTAINERS) or type(child) is nn.Module
-        if NUMBERED.search(place) and not container and not is_op(child) and any(True for _ in child.parameters()):
+        if (
+            NUMBERED.search(place)
+            and not container
+            and not is_op(child)
+            and any(True for _ in child.parameters())
+        ):
             yield child
         else:
             yield from _blocks(child, place)
@@ -66,7 +71,7 @@ def _checkpointed(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _run(original: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    """A block on copies: some add to their input in place, and what ran once must not show the second time."""
+    """A block on copies: some add to their input in place, which must not show the second time."""
     return original(*map(_own, args), **{name: _own(value) for name, value in kwargs.items()})
 
 

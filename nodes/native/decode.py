@@ -10,7 +10,8 @@ from .tensors import out_of_inference
 
 
 def decode(base: Any, vae: Any, latents: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W], or [B, F, 3, H, W] for more than one frame, float32 in [0, 1], of the model's latents.
+    """Pixels [B, 3, H, W], or [B, F, 3, H, W] for more than one frame, float32 in [0, 1].
+
 
     base: ComfyUI's model, which knows how its latents are scaled; vae: ComfyUI's, loaded.
     """
@@ -38,5 +39,3 @@ def pixels_of(vae: Any) -> int:
     """Pixels per latent, each way."""
     ratio = vae.upscale_ratio
     return int(ratio[-1] if isinstance(ratio, tuple) else ratio)
-
-

@@ -38,12 +38,14 @@ def linear_paths(network: nn.Module) -> list[str]:
 
 
 def chosen(paths: Iterable[str], targets: str) -> list[str]:
-    """Of these paths those that 'attention', 'attention+ff' or 'all' means, sorted: all lie in numbered blocks."""
+    """Those that 'attention', 'attention+ff' or 'all' means, sorted; all lie in numbered blocks."""
     inside = [path for path in paths if BLOCK.search(path) and not OUTSIDE.search(path)]
     if targets == "all":
         return sorted(inside)
     wanted = [ATTENTION] if targets == "attention" else [ATTENTION, FEED_FORWARD]
-    return sorted(p for p in inside if not MODULATION.search(p) and any(map(lambda w: w.search(p), wanted)))
+    return sorted(
+        p for p in inside if not MODULATION.search(p) and any(pattern.search(p) for pattern in wanted)
+    )
 
 
 def layout_of(base: Any) -> str:

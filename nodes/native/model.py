@@ -86,7 +86,7 @@ class NativeModel(DiffusionModel):
         self._checkpoint = False
         self._file_names = lora_names.FileNames(self.base)
         self.lora_layouts = (self._file_names.layout,)
-        self.lora_targets = {targets: () for targets in lora_names.TARGETS}
+        self.lora_targets = dict.fromkeys(lora_names.TARGETS, ())
         self._loaded = False
 
     @property
@@ -116,7 +116,7 @@ class NativeModel(DiffusionModel):
         self._loaded = True
 
     def make_room(self, missing: int) -> int:
-        """Have ComfyUI take so many more bytes of this model's weights off the device; returns how many it did."""
+        """Have ComfyUI take `missing` bytes of this model's weights off the device; returns how many."""
         if self.device.type == "cpu":
             return 0
         before = comfy.model_management.get_free_memory(self.device)
@@ -169,7 +169,7 @@ class NativeModel(DiffusionModel):
             )
         if frames not in (1, self.frames):
             raise UserError(
-                f"{frames} frames were asked for, and the latent has {self.frames}: set them in the empty latent."
+                f"{frames} frames were asked for, and the latent has {self.frames}: set the empty latent's."
             )
         return (*self._latent[:-2], height // self.scale, width // self.scale)
 
@@ -220,7 +220,9 @@ class NativeModel(DiffusionModel):
 
     def _options(self, sigmas: Tensor) -> dict[str, Any]:
         """`transformer_options` of one pass: models write into it."""
-        options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)["transformer_options"]
+        options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)[
+            "transformer_options"
+        ]
         for name in ("wrappers", "callbacks"):
             comfy.patcher_extension.merge_nested_dicts(
                 options.setdefault(name, {}), getattr(self.patcher, name), copy_dict1=False
@@ -283,7 +285,7 @@ class NativeModel(DiffusionModel):
 
 @contextmanager
 def running(model: NativeModel) -> Iterator[NativeModel]:
-    """The model, with kernels that have a gradient, for the length of the `with`; all is given back after it."""
+    """The model, with kernels that have a gradient; everything is given back after the `with`."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -312,4 +314,3 @@ def _empty_latent(patcher: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:
         if latent.get(theirs) is not None
     }
     return tuple(comfy.sample.fix_empty_latent_channels(patcher, samples, **ratios).shape[1:])
-

@@ -42,7 +42,7 @@ class FrozenOps:
         self.adapters: dict[nn.Module, nn.Module] = {}
         """Layer -> adapter, which takes the layer's input and gives what to add to its output."""
         self._overridden: list[tuple[nn.Module, str]] = []
-        self._last_copy: tuple[Callable[[], Any], int, Callable[[], Any]] = (lambda: None, -1, lambda: None)
+        self._last_copy: tuple[Callable, int, Callable] = (lambda: None, -1, lambda: None)
         """The last input that was copied for an adapter, its version, and the copy; held by autograd alone."""
 
     def install(self) -> None:
@@ -82,7 +82,7 @@ class FrozenOps:
         return forward
 
     def _kept(self, x: Tensor) -> Tensor:
-        """What an adapter may keep of its input: a copy, since models may add to the input in place afterwards.
+        """What an adapter may keep of its input: a copy, for models that add to it in place afterwards.
 
         Layers with one input (queries, keys, values) share the copy.
         """
@@ -103,13 +103,19 @@ def is_op(module: nn.Module) -> bool:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer of ComfyUI; quantised ones are no nn.Linear."""
-    return is_op(module) and hasattr(module, "in_features") and hasattr(module, "out_features") \
-        and not hasattr(module, "num_experts")  # fmt: skip
+    return (
+        is_op(module)
+        and hasattr(module, "in_features")
+        and hasattr(module, "out_features")
+        and not hasattr(module, "num_experts")
+    )
 
 
 @contextmanager
-def cast(module: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of a layer as it computes with them in this type: on the device, patched, dequantised."""
+def cast(
+    module: nn.Module, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of a layer as it computes in this type: on the device, patched, dequantised."""
     own = getattr(module, "cast_bias_weight", None)
     if own is not None:  # layers of the GGUF pack
         weight, bias = own(dtype=dtype, device=device)
@@ -175,7 +181,13 @@ def _convolution(module: nn.Module, original: Original) -> Original:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x: Tensor, module: nn.Module, original: Original, weight: Tensor, bias: Tensor | None, kwargs: dict
+        ctx,
+        x: Tensor,
+        module: nn.Module,
+        original: Original,
+        weight: Tensor,
+        bias: Tensor | None,
+        kwargs: dict,
     ) -> Tensor:
         ctx.module, ctx.shape, ctx.dtype, ctx.causal = module, x.shape, x.dtype, bool(kwargs.get("autopad"))
         return _no_view(original(x.detach(), weight, bias, **kwargs))
@@ -218,9 +230,18 @@ def _convolution_backward(
     like_input = gradient.new_empty(1, dtype=weight.dtype).expand(shape)
     padding = module.padding
     to_x, _, _ = torch.ops.aten.convolution_backward(
-        gradient.to(weight.dtype), like_input, weight, None, module.stride, padding, module.dilation,
-        transposed, module.output_padding, module.groups, [True, False, False],
-    )  # fmt: skip
+        gradient.to(weight.dtype),
+        like_input,
+        weight,
+        None,
+        module.stride,
+        padding,
+        module.dilation,
+        transposed,
+        module.output_padding,
+        module.groups,
+        [True, False, False],
+    )
     return to_x
 
 

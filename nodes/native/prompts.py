@@ -1,4 +1,4 @@
-"""Prompts as ComfyUI's CLIP encodes them, weights in brackets and all, and as the model wants to be told them.
+"""Prompts as ComfyUI's CLIP encodes them, weights in brackets and all, and as the model wants them.
 
 Conditionings have lengths of their own, and joint attention sees every token: they are never padded or
 repeated to a common length. `Book.groups` puts those together that can share a pass.
@@ -51,7 +51,9 @@ class Book:
         refusals.check_conditioning(encoded)
         return [[out_of_inference(cross), out_of_inference(rest)] for cross, rest in encoded]
 
-    def groups(self, base: Any, places: Sequence[int], shape: Sequence[int], device: torch.device) -> list[Group]:
+    def groups(
+        self, base: Any, places: Sequence[int], shape: Sequence[int], device: torch.device
+    ) -> list[Group]:
         """Conditionings for a batch, split into what one pass can take.
 
         base: ComfyUI's model, loaded; places: of each sample; shape: of one latent.
@@ -65,7 +67,9 @@ class Book:
             group.conditionings.append(conditioning)
         return list(by_kind.values())
 
-    def _of_model(self, base: Any, place: int, shape: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+    def _of_model(
+        self, base: Any, place: int, shape: tuple[int, ...], device: torch.device
+    ) -> dict[str, Any]:
         key = (place, shape)
         if key not in self._for_model:
             self._for_model[key] = self._ask(base, self._encoded[place], shape, device)
@@ -74,15 +78,25 @@ class Book:
         self._for_model.move_to_end(key)
         return self._for_model[key]
 
-    def _ask(self, base: Any, encoded: list[Any], shape: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+    def _ask(
+        self, base: Any, encoded: list[Any], shape: tuple[int, ...], device: torch.device
+    ) -> dict[str, Any]:
         """What the model makes of one conditioning: {name: COND}, as a KSampler would hand it over."""
         with torch.inference_mode():  # some models prepare it otherwise where they think they are trained
             empty = torch.zeros(1, *shape, device=device)
-            entries = comfy.sampler_helpers.convert_cond([[cross, rest | self.options] for cross, rest in encoded])
+            entries = comfy.sampler_helpers.convert_cond(
+                [[cross, rest | self.options] for cross, rest in encoded]
+            )
             (entry,) = comfy.samplers.encode_model_conds(
-                base.extra_conds, entries, empty, device, "positive",
-                latent_image=empty, denoise_mask=None, seed=0,
-            )  # fmt: skip
+                base.extra_conds,
+                entries,
+                empty,
+                device,
+                "positive",
+                latent_image=empty,
+                denoise_mask=None,
+                seed=0,
+            )
             ready = {
                 name: value.process_cond(batch_size=1, area=None, device=device)
                 for name, value in entry["model_conds"].items()
@@ -111,7 +125,10 @@ def _kind(value: Any) -> Any:
     """What has to be equal for two conditionings to be concatenated."""
     if isinstance(value, comfy.conds.CONDConstant):
         constant = value.cond
-        return ("constant", repr(constant) if not isinstance(constant, Tensor) else constant.tolist().__repr__())
+        return (
+            "constant",
+            repr(constant) if not isinstance(constant, Tensor) else constant.tolist().__repr__(),
+        )
     if isinstance(value, comfy.conds.CONDList):
         return tuple(tuple(part.shape) for part in value.cond)
     return tuple(value.cond.shape)
@@ -123,5 +140,3 @@ def _on(value: Any, device: torch.device) -> Any:
     if isinstance(value, list):
         return [_on(part, device) for part in value]
     return value
-
-

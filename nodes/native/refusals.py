@@ -41,11 +41,11 @@ IMAGE_TO_IMAGE = tuple(
 
 
 def check_model(patcher: Any) -> None:
-    """Raise UserError if a MODEL has something on it that the engine's chain would not do as KSampler does."""
+    """Raise UserError if a MODEL has something on it that the engine's chain would not do."""
     options = patcher.model_options
     for name, what in SAMPLER_OPTIONS.items():
         if options.get(name):
-            raise UserError(f"The MODEL comes through {what}, which cannot be trained through: connect it without.")
+            raise UserError(f"The MODEL comes through {what}, which cannot be trained: connect it without.")
     if getattr(patcher, "hook_patches", None):
         raise UserError("The MODEL has hooks, which change it from step to step: connect it without.")
     network = patcher.model.diffusion_model
@@ -61,9 +61,15 @@ def check_model(patcher: Any) -> None:
         )
     if not any(map(is_linear, network.modules())):
         raise UserError(f"{type(network).__name__} has no linear layer that a LoRA could go into.")
-    banks = [type(module).__name__ for module in network.modules() if hasattr(module, "num_experts") and is_op(module)]
+    banks = [
+        type(module).__name__
+        for module in network.modules()
+        if hasattr(module, "num_experts") and is_op(module)
+    ]
     if banks:
-        raise UserError(f"{type(network).__name__} keeps its experts in banks ({banks[0]}), which cannot be trained.")
+        raise UserError(
+            f"{type(network).__name__} keeps its experts in banks ({banks[0]}), which cannot be trained."
+        )
     sampling = patcher.get_model_object("model_sampling")
     if isinstance(sampling, IMAGE_TO_IMAGE):
         raise UserError(f"{type(patcher.model).__name__} starts from a picture, not from noise.")

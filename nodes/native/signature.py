@@ -1,4 +1,4 @@
-"""Which weights and patches a MODEL, CLIP and VAE are: the same for the same files, whatever process loads them."""
+"""Which weights and patches a MODEL, CLIP and VAE are: the same for the same files in any process."""
 
 from __future__ import annotations
 

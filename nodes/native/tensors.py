@@ -1,4 +1,4 @@
-"""Tensors made in inference mode, as ComfyUI makes all of its own, turned into ordinary ones without a copy."""
+"""Tensors made in inference mode, as all of ComfyUI's are, turned into ordinary ones without a copy."""
 
 from __future__ import annotations
 

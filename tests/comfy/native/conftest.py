@@ -30,7 +30,7 @@ def part(pack):
 
 @pytest.fixture
 def build(pack):
-    """build(name, **dtypes): the sockets of a tiny model; skips where this ComfyUI has no such architecture."""
+    """build(name, **dtypes): the sockets of a tiny model; skips where there is no such architecture."""
     import native_models
 
     def make(name: str, **dtypes) -> native_models.Sockets:

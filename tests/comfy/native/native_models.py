@@ -32,13 +32,22 @@ class Sockets:
 class Clip:
     """What the family uses of ComfyUI's CLIP: prompts in, one conditioning out."""
 
-    def __init__(self, width: int, pooled: int | None = None, same_length: bool = False, extras: Callable | None = None):
+    def __init__(
+        self, width: int, pooled: int | None = None, same_length: bool = False, extras: Callable | None = None
+    ):
         """width: of a token; pooled: of the pooled output; extras: called with the tokens' number."""
         import comfy.model_patcher
 
-        self.width, self.pooled, self.same_length, self.extras = width, pooled, same_length, extras or (lambda length: {})
+        self.width, self.pooled, self.same_length, self.extras = (
+            width,
+            pooled,
+            same_length,
+            extras or (lambda length: {}),
+        )
         cpu = torch.device("cpu")
-        self.patcher = comfy.model_patcher.ModelPatcher(nn.Linear(2, 2), load_device=cpu, offload_device=cpu)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            fill(nn.Linear(2, 2)), load_device=cpu, offload_device=cpu
+        )
         self.layer_idx = None
 
     def tokenize(self, text: str) -> str:
@@ -79,8 +88,14 @@ def _patcher(model: nn.Module) -> Any:
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
-def base_model(config: str, settings: dict[str, Any], kind: Callable, dtype: Any = torch.float32,
-               manual_cast: Any = None, operations: Any = None) -> Any:  # fmt: skip
+def base_model(
+    config: str,
+    settings: dict[str, Any],
+    kind: Callable,
+    dtype: Any = torch.float32,
+    manual_cast: Any = None,
+    operations: Any = None,
+) -> Any:
     """A MODEL: ComfyUI's model class for a config of `comfy.supported_models`, with random weights."""
     import comfy.supported_models
 
@@ -107,9 +122,17 @@ def _vae(first_stage: nn.Module, latent_dim: int, ratio: Any, channels: int) -> 
 
 def _ddconfig(channels: int) -> dict[str, Any]:
     return {
-        "double_z": True, "z_channels": channels, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32,
-        "ch_mult": [1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
-    }  # fmt: skip
+        "double_z": True,
+        "z_channels": channels,
+        "resolution": 32,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1, 1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
 
 
 def picture_vae(channels: int) -> Any:
@@ -123,8 +146,15 @@ def video_vae(channels: int = 16) -> Any:
     """A Wan VAE: pictures eight times the latent's size, four frames a latent frame after the first."""
     from comfy.ldm.wan.vae import WanVAE
 
-    wan = WanVAE(dim=16, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1, attn_scales=[],
-                 temperal_downsample=[False, True, True], dropout=0.0)  # fmt: skip
+    wan = WanVAE(
+        dim=16,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        dropout=0.0,
+    )
     return _vae(wan, 3, (lambda frames: max(0, frames * 4 - 3), 8, 8), channels)
 
 
@@ -134,13 +164,26 @@ def _latent(*shape: int) -> dict[str, Any]:
 
 def _unet(context: int, linear: bool, adm: int | None = None) -> dict[str, Any]:
     settings = {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
-        "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1],
-        "transformer_depth_middle": 1, "context_dim": context, "use_spatial_transformer": True,
-        "use_linear_in_transformer": linear, "legacy": False, "adm_in_channels": adm, "use_checkpoint": False,
-        "num_heads": 2, "num_head_channels": -1, "use_temporal_attention": False,
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 32,
+        "num_res_blocks": [1, 1],
+        "channel_mult": [1, 2],
+        "transformer_depth": [1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],
+        "transformer_depth_middle": 1,
+        "context_dim": context,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": linear,
+        "legacy": False,
+        "adm_in_channels": adm,
+        "use_checkpoint": False,
+        "num_heads": 2,
+        "num_head_channels": -1,
+        "use_temporal_attention": False,
         "use_temporal_resblock": False,
-    }  # fmt: skip
+    }
     if adm is not None:
         settings["num_classes"] = "sequential"
     return settings
@@ -179,22 +222,43 @@ def sdxl_edm(**dtypes: Any) -> Sockets:
 
 def sd3(**dtypes: Any) -> Sockets:
     settings = {
-        "in_channels": 16, "patch_size": 2, "depth": 2, "input_size": None, "pos_embed_max_size": 24,
-        "num_patches": 24 * 24, "adm_in_channels": 32, "context_size": 24, "qk_norm": "rms",
-        "context_embedder_config": {"target": "torch.nn.Linear",
-                                    "params": {"in_features": 24, "out_features": 128}},
+        "in_channels": 16,
+        "patch_size": 2,
+        "depth": 2,
+        "input_size": None,
+        "pos_embed_max_size": 24,
+        "num_patches": 24 * 24,
+        "adm_in_channels": 32,
+        "context_size": 24,
+        "qk_norm": "rms",
+        "context_embedder_config": {
+            "target": "torch.nn.Linear",
+            "params": {"in_features": 24, "out_features": 128},
+        },
         "pos_embed_scaling_factor": None,
-    }  # fmt: skip
+    }
     model = base_model("SD3", settings, _model_base().SD3, **dtypes)
     return Sockets(model, Clip(24, pooled=32), picture_vae(16), _latent(16, 8, 8))
 
 
 def _flux_settings(**changes: Any) -> dict[str, Any]:
     settings = {
-        "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 12, "context_in_dim": 24,
-        "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2,
-        "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
-    }  # fmt: skip
+        "image_model": "flux",
+        "in_channels": 16,
+        "out_channels": 16,
+        "vec_in_dim": 12,
+        "context_in_dim": 24,
+        "hidden_size": 32,
+        "mlp_ratio": 2.0,
+        "num_heads": 2,
+        "depth": 2,
+        "depth_single_blocks": 2,
+        "axes_dim": [4, 6, 6],
+        "theta": 10000,
+        "patch_size": 2,
+        "qkv_bias": True,
+        "guidance_embed": True,
+    }
     if has_class("ZImage"):  # newer versions ask for it
         settings["txt_ids_dims"] = []
     return settings | changes
@@ -207,19 +271,37 @@ def flux(**dtypes: Any) -> Sockets:
 
 def flux2(**dtypes: Any) -> Sockets:
     settings = _flux_settings(
-        image_model="flux2", in_channels=128, out_channels=128, vec_in_dim=None, axes_dim=[4, 4, 4, 4], theta=2000,
-        patch_size=1, qkv_bias=False, guidance_embed=False, global_modulation=True, mlp_silu_act=True,
-        ops_bias=False, default_ref_method="index", ref_index_scale=10.0, txt_ids_dims=[3],
-    )  # fmt: skip
+        image_model="flux2",
+        in_channels=128,
+        out_channels=128,
+        vec_in_dim=None,
+        axes_dim=[4, 4, 4, 4],
+        theta=2000,
+        patch_size=1,
+        qkv_bias=False,
+        guidance_embed=False,
+        global_modulation=True,
+        mlp_silu_act=True,
+        ops_bias=False,
+        default_ref_method="index",
+        ref_index_scale=10.0,
+        txt_ids_dims=[3],
+    )
     model = base_model("Flux2", settings, _model_base().Flux2, **dtypes)
     return Sockets(model, Clip(24), picture_vae(128), _latent(128, 4, 4))
 
 
 def chroma(**dtypes: Any) -> Sockets:
     settings = _flux_settings(
-        image_model="chroma", in_channels=64, out_channels=64, in_dim=64, out_dim=32, hidden_dim=48, n_layers=2,
+        image_model="chroma",
+        in_channels=64,
+        out_channels=64,
+        in_dim=64,
+        out_dim=32,
+        hidden_dim=48,
+        n_layers=2,
         vec_in_dim=None,
-    )  # fmt: skip
+    )
     del settings["guidance_embed"]
     if not has_class("ZImage"):
         del settings["vec_in_dim"]
@@ -229,20 +311,43 @@ def chroma(**dtypes: Any) -> Sockets:
 
 def wan21(**dtypes: Any) -> Sockets:
     settings = {
-        "image_model": "wan2.1", "model_type": "t2v", "dim": 48, "ffn_dim": 64, "freq_dim": 32, "text_dim": 24,
-        "num_heads": 4, "num_layers": 2, "in_dim": 16, "out_dim": 16, "patch_size": (1, 2, 2), "text_len": 16,
-        "cross_attn_norm": True, "qk_norm": True, "eps": 1e-6,
-    }  # fmt: skip
+        "image_model": "wan2.1",
+        "model_type": "t2v",
+        "dim": 48,
+        "ffn_dim": 64,
+        "freq_dim": 32,
+        "text_dim": 24,
+        "num_heads": 4,
+        "num_layers": 2,
+        "in_dim": 16,
+        "out_dim": 16,
+        "patch_size": (1, 2, 2),
+        "text_len": 16,
+        "cross_attn_norm": True,
+        "qk_norm": True,
+        "eps": 1e-6,
+    }
     model = base_model("WAN21_T2V", settings, _model_base().WAN21, **dtypes)
     return Sockets(model, Clip(24, same_length=True), video_vae(), _latent(16, 2, 4, 4))
 
 
 def _lumina_settings(**changes: Any) -> dict[str, Any]:
     settings = {
-        "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 48, "cap_feat_dim": 24, "n_layers": 2,
-        "n_refiner_layers": 1, "qk_norm": True, "n_heads": 2, "n_kv_heads": 1, "axes_dims": [8, 8, 8],
-        "axes_lens": [64, 64, 64], "ffn_dim_multiplier": 1.0, "multiple_of": 16,
-    }  # fmt: skip
+        "image_model": "lumina2",
+        "patch_size": 2,
+        "in_channels": 16,
+        "dim": 48,
+        "cap_feat_dim": 24,
+        "n_layers": 2,
+        "n_refiner_layers": 1,
+        "qk_norm": True,
+        "n_heads": 2,
+        "n_kv_heads": 1,
+        "axes_dims": [8, 8, 8],
+        "axes_lens": [64, 64, 64],
+        "ffn_dim_multiplier": 1.0,
+        "multiple_of": 16,
+    }
     if has_class("ZImage"):
         settings["rope_theta"] = 10000.0
     return settings | changes
@@ -259,7 +364,15 @@ def lumina2(**dtypes: Any) -> Sockets:
 
 def z_image(**dtypes: Any) -> Sockets:
     settings = _lumina_settings(
-        dim=256, n_heads=8, n_kv_heads=8, axes_dims=[16, 8, 8], multiple_of=8, rope_theta=256.0, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=8
+        dim=256,
+        n_heads=8,
+        n_kv_heads=8,
+        axes_dims=[16, 8, 8],
+        multiple_of=8,
+        rope_theta=256.0,
+        z_image_modulation=True,
+        time_scale=1000.0,
+        pad_tokens_multiple=8,
     )
     model = base_model("ZImage", settings, _model_base().Lumina2, **dtypes)
     return Sockets(model, Clip(24), picture_vae(16), _latent(16, 8, 8))
@@ -267,22 +380,43 @@ def z_image(**dtypes: Any) -> Sockets:
 
 def qwen_image(**dtypes: Any) -> Sockets:
     settings = {
-        "image_model": "qwen_image", "in_channels": 64, "out_channels": 16, "num_layers": 2,
-        "attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 24,
-        "axes_dims_rope": (4, 6, 6), "patch_size": 2,
-    }  # fmt: skip
+        "image_model": "qwen_image",
+        "in_channels": 64,
+        "out_channels": 16,
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 24,
+        "axes_dims_rope": (4, 6, 6),
+        "patch_size": 2,
+    }
     model = base_model("QwenImage", settings, _model_base().QwenImage, **dtypes)
     return Sockets(model, Clip(24), video_vae(), _latent(16, 1, 4, 4))
 
 
 def _cosmos_settings(**changes: Any) -> dict[str, Any]:
     return {
-        "image_model": "cosmos_predict2", "max_img_h": 24, "max_img_w": 24, "max_frames": 8, "in_channels": 16,
-        "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "model_channels": 48, "num_blocks": 2,
-        "num_heads": 2, "mlp_ratio": 2.0, "crossattn_emb_channels": 16, "pos_emb_cls": "rope3d",
-        "pos_emb_learnable": True, "pos_emb_interpolation": "crop", "use_adaln_lora": True, "adaln_lora_dim": 8,
-        "extra_per_block_abs_pos_emb": False, "rope_enable_fps_modulation": False,
-    } | changes  # fmt: skip
+        "image_model": "cosmos_predict2",
+        "max_img_h": 24,
+        "max_img_w": 24,
+        "max_frames": 8,
+        "in_channels": 16,
+        "out_channels": 16,
+        "patch_spatial": 2,
+        "patch_temporal": 1,
+        "model_channels": 48,
+        "num_blocks": 2,
+        "num_heads": 2,
+        "mlp_ratio": 2.0,
+        "crossattn_emb_channels": 16,
+        "pos_emb_cls": "rope3d",
+        "pos_emb_learnable": True,
+        "pos_emb_interpolation": "crop",
+        "use_adaln_lora": True,
+        "adaln_lora_dim": 8,
+        "extra_per_block_abs_pos_emb": False,
+        "rope_enable_fps_modulation": False,
+    } | changes
 
 
 def cosmos(**dtypes: Any) -> Sockets:
@@ -307,9 +441,14 @@ def anima(**dtypes: Any) -> Sockets:
 
 def ltxv(**dtypes: Any) -> Sockets:
     settings = {
-        "image_model": "ltxv", "in_channels": 128, "cross_attention_dim": 32, "attention_head_dim": 16,
-        "num_attention_heads": 2, "caption_channels": 24, "num_layers": 2,
-    }  # fmt: skip
+        "image_model": "ltxv",
+        "in_channels": 128,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "caption_channels": 24,
+        "num_layers": 2,
+    }
     model = base_model("LTXV", settings, _model_base().LTXV, **dtypes)
     extras = _no_pads
     return Sockets(model, Clip(24, same_length=True, extras=extras), video_vae(128), _latent(128, 2, 4, 4))
@@ -317,11 +456,24 @@ def ltxv(**dtypes: Any) -> Sockets:
 
 def hunyuan_video(**dtypes: Any) -> Sockets:
     settings = {
-        "image_model": "hunyuan_video", "in_channels": 16, "out_channels": 16, "vec_in_dim": 12,
-        "context_in_dim": 24, "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2,
-        "depth_single_blocks": 2, "axes_dim": [4, 6, 6], "theta": 256, "patch_size": [1, 2, 2], "qkv_bias": True,
-        "guidance_embed": True, "byt5": False, "meanflow": False,
-    }  # fmt: skip
+        "image_model": "hunyuan_video",
+        "in_channels": 16,
+        "out_channels": 16,
+        "vec_in_dim": 12,
+        "context_in_dim": 24,
+        "hidden_size": 32,
+        "mlp_ratio": 2.0,
+        "num_heads": 2,
+        "depth": 2,
+        "depth_single_blocks": 2,
+        "axes_dim": [4, 6, 6],
+        "theta": 256,
+        "patch_size": [1, 2, 2],
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "byt5": False,
+        "meanflow": False,
+    }
     if has_class("ZImage"):
         settings |= {"use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False}
     model = base_model("HunyuanVideo", settings, _model_base().HunyuanVideo, **dtypes)
@@ -330,11 +482,22 @@ def hunyuan_video(**dtypes: Any) -> Sockets:
 
 def hidream(**dtypes: Any) -> Sockets:
     settings = {
-        "image_model": "hidream", "attention_head_dim": 16, "axes_dims_rope": [8, 4, 4],
-        "caption_channels": [24, 20], "max_resolution": [16, 16], "in_channels": 16, "out_channels": 16,
-        "llama_layers": [0, 1, 1, 1], "num_attention_heads": 2, "num_routed_experts": 2,
-        "num_activated_experts": 2, "num_layers": 2, "num_single_layers": 2, "patch_size": 2, "text_emb_dim": 20,
-    }  # fmt: skip
+        "image_model": "hidream",
+        "attention_head_dim": 16,
+        "axes_dims_rope": [8, 4, 4],
+        "caption_channels": [24, 20],
+        "max_resolution": [16, 16],
+        "in_channels": 16,
+        "out_channels": 16,
+        "llama_layers": [0, 1, 1, 1],
+        "num_attention_heads": 2,
+        "num_routed_experts": 2,
+        "num_activated_experts": 2,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "patch_size": 2,
+        "text_emb_dim": 20,
+    }
 
     def llama(length: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(length)
@@ -352,10 +515,21 @@ def has_class(config: str) -> bool:
 
 
 EVERYWHERE = {
-    "sd15": sd15, "sd2-v": sd2_v, "sdxl": sdxl, "sdxl-edm": sdxl_edm, "sd3": sd3, "flux": flux, "wan21": wan21,
-    "lumina2": lumina2, "qwen-image": qwen_image, "cosmos": cosmos, "chroma": chroma, "ltxv": ltxv,
-    "hunyuan-video": hunyuan_video, "hidream": hidream,
-}  # fmt: skip
+    "sd15": sd15,
+    "sd2-v": sd2_v,
+    "sdxl": sdxl,
+    "sdxl-edm": sdxl_edm,
+    "sd3": sd3,
+    "flux": flux,
+    "wan21": wan21,
+    "lumina2": lumina2,
+    "qwen-image": qwen_image,
+    "cosmos": cosmos,
+    "chroma": chroma,
+    "ltxv": ltxv,
+    "hunyuan-video": hunyuan_video,
+    "hidream": hidream,
+}
 NEWER = {"z-image": ("ZImage", z_image), "flux2": ("Flux2", flux2), "anima": ("Anima", anima)}
 NAMES = [*EVERYWHERE, *NEWER]
 

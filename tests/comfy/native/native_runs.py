@@ -1,4 +1,4 @@
-"""What the tests of the native family do with a tiny model: sample it as KSampler does, train it, measure it."""
+"""What the tests do with a tiny native model: sample it as KSampler does, train it, measure it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def family(native: Any, sockets: Sockets, **options: Any) -> Any:
     return native.NativeModel(sockets.model, sockets.clip, sockets.vae, sockets.latent, **options)
 
 
-def ksampler(sockets: Sockets, noise: Tensor, scheduler: str, steps: int, cfg: float, model: Any = None) -> Tensor:
+def ksampler(
+    sockets: Sockets, noise: Tensor, scheduler: str, steps: int, cfg: float, model: Any = None
+) -> Tensor:
     """Latents [3, ...] of stock euler for TEXTS, one picture at a time."""
     import comfy.sample
 
@@ -29,11 +31,20 @@ def ksampler(sockets: Sockets, noise: Tensor, scheduler: str, steps: int, cfg: f
     with torch.inference_mode():
         pictures = [
             comfy.sample.sample(
-                model, noise[[place]], steps, cfg, "euler", scheduler, encode(text), encode(""), latent, seed=0,
+                model,
+                noise[[place]],
+                steps,
+                cfg,
+                "euler",
+                scheduler,
+                encode(text),
+                encode(""),
+                latent,
+                seed=0,
                 disable_pbar=True,
             )
             for place, text in enumerate(TEXTS)
-        ]  # fmt: skip
+        ]
     return torch.cat([picture.clone() for picture in pictures])
 
 
@@ -56,15 +67,17 @@ def noise_of(model: Any) -> Any:
     return Noise([1, 2, 3], model.latent_shape(*model.default_size))
 
 
-def random_adapter(model: Any, rank: int = 2, targets: str = "attention", size: float = 0.2) -> Any:
-    """A LoRA whose two matrices are random."""
+def random_adapter(model: Any, rank: int = 2, targets: str = "attention", size: float = 0.3) -> Any:
+    """A LoRA whose two matrices are random; its changes are about size times as large as the weights."""
     from rlr_core.lora.attach import attach
 
     adapter = attach(model, rank=rank, alpha=2 * rank, targets=targets, seed=3)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in adapter.named_parameters().items():
+            scale = size / 2 if name.endswith("lora_B.weight") else 1.0
+            draw = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(scale * draw / math.sqrt(parameter.shape[1]))
     return adapter
 
 
@@ -78,9 +91,9 @@ def norm(tensors: Sequence[Tensor]) -> float:
 
 
 def slopes(value: Callable[[], Tensor], inputs: Sequence[Tensor], step: float = 0.05) -> tuple[float, float]:
-    """Slope of a function of these tensors by autograd and by central differences of fourth order.
+    """Slope of a function of these tensors, by autograd and by central differences (fourth order).
 
-    Along a direction that is half the gradient, which makes the slope large against rounding, and half random.
+    Along a direction that is half the gradient (so that the slope is large against rounding), half random.
     """
     found = torch.autograd.grad(value(), inputs, allow_unused=True)
     gradient = [torch.zeros_like(x) if g is None else g for g, x in zip(found, inputs, strict=True)]
@@ -88,7 +101,9 @@ def slopes(value: Callable[[], Tensor], inputs: Sequence[Tensor], step: float = 
     random = [torch.randn(x.shape, generator=generator) for x in inputs]
     lengths = norm(gradient), norm(random)
     direction = [g / lengths[0] + r / lengths[1] for g, r in zip(gradient, random, strict=True)]
-    by_autograd = sum(float((g.double() * d.double()).sum()) for g, d in zip(gradient, direction, strict=True))
+    by_autograd = sum(
+        float((g.double() * d.double()).sum()) for g, d in zip(gradient, direction, strict=True)
+    )
     starts = [x.detach().clone() for x in inputs]
 
     @torch.no_grad()

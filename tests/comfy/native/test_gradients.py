@@ -50,7 +50,7 @@ def test_checkpointing_changes_no_gradient(native, build, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_walk_is_autograd_through_the_whole_chain(native, build, name):
-    """Every step and the decoder, with guidance and prompts of unequal length, against one graph of them all."""
+    """Every step and the decoder, guided, prompts of unequal length, against one graph of them all."""
     from rlr_core.diffusion.rollout import rollout
     from rlr_core.gradients.backward import Signals, backward
     from rlr_core.gradients.plan import Plan

@@ -10,7 +10,9 @@ from native_runs import chain_of, family, ksampler, noise_of, norm, random_adapt
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("targets", ["attention", "all"])
-def test_the_stock_loader_patches_every_module_and_loses_no_key(native, build, name, targets, tmp_path, caplog):
+def test_the_stock_loader_patches_every_module_and_loses_no_key(
+    native, build, name, targets, tmp_path, caplog
+):
     import comfy.sd
     import comfy.utils
 
@@ -22,7 +24,7 @@ def test_the_stock_loader_patches_every_module_and_loses_no_key(native, build, n
     with native.running(model):
         chain, conditioning = chain_of(model, steps=3, guidance=1.0)
         base = rollout(chain, noise, conditioning).final
-        adapter = random_adapter(model, rank=4, targets=targets, size=0.3)
+        adapter = random_adapter(model, rank=4, targets=targets)
         live = rollout(chain, noise, conditioning).final
         base, live = (model.base.process_latent_out(x) for x in (base, live))
         path = adapter.save(tmp_path / "lora.safetensors")
@@ -40,7 +42,14 @@ def test_the_stock_loader_patches_every_module_and_loses_no_key(native, build, n
 
 def test_layouts_are_those_that_other_programs_read(native, build):
     """UNets and Flux in kohya's names with alpha, the others under diffusion_model. without."""
-    layouts = {"sd15": "kohya", "sdxl": "kohya", "flux": "kohya", "sd3": "comfy", "wan21": "comfy", "chroma": "comfy"}
+    layouts = {
+        "sd15": "kohya",
+        "sdxl": "kohya",
+        "flux": "kohya",
+        "sd3": "comfy",
+        "wan21": "comfy",
+        "chroma": "comfy",
+    }
     for name, layout in layouts.items():
         model = family(native, build(name))
         assert model.lora_layouts == (layout,)
@@ -79,9 +88,13 @@ def test_a_saved_lora_comes_back_as_it_was(native, build, name, tmp_path):
         ("wan21", "attention", {"attn.q", "attn.k", "attn.v", "attn.o"}),
         ("wan21", "attention+ff", {"attn.q", "attn.k", "attn.v", "attn.o", "ffn.0", "ffn.2"}),
         ("sd3", "attention", {"attn.qkv", "attn.proj"}),
-        ("qwen-image", "attention+ff", {"to_q", "to_k", "to_v", "to_out.0", "to_add_out", "_proj", "net.2", "net.0.proj"}),
+        (
+            "qwen-image",
+            "attention+ff",
+            {"to_q", "to_k", "to_v", "to_out.0", "to_add_out", "_proj", "net.2", "net.0.proj"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_targets_mean_what_they_say(native, build, name, targets, kinds):
     layers = family(native, build(name)).lora_layers(targets)
     assert layers == sorted(layers)

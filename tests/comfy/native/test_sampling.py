@@ -6,11 +6,20 @@ import math
 
 import pytest
 import torch
-from native_runs import TEXTS, chain_of, family, ksampler, noise_of, relative
 from native_models import NAMES
+from native_runs import TEXTS, chain_of, family, ksampler, noise_of, relative
 
-SCHEDULERS = ["simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
-              "linear_quadratic", "kl_optimal"]  # fmt: skip
+SCHEDULERS = [
+    "simple",
+    "sgm_uniform",
+    "karras",
+    "exponential",
+    "ddim_uniform",
+    "beta",
+    "normal",
+    "linear_quadratic",
+    "kl_optimal",
+]
 
 
 def sampled(native, sockets, scheduler, steps, guidance):
@@ -66,7 +75,9 @@ def test_noisy_steps_keep_the_forward_process(native, build, name, eta):
     model = family(native, build(name))
     steps = model.schedule(SamplerConfig(steps=12, eta=eta))
     flow = name == "flux"
-    levels = [(1 - s if flow else 1.0, s, s.scale) for s in (step.timestep for step in steps)] + [(1.0, 0.0, 1.0)]
+    levels = [(1 - s if flow else 1.0, s, s.scale) for s in (step.timestep for step in steps)] + [
+        (1.0, 0.0, 1.0)
+    ]
     for step, before, after in zip(steps, levels, levels[1:], strict=False):
         (signal, noise, scale), (next_signal, next_noise, next_scale) = before, after
         assert step.a * signal / scale + step.b == pytest.approx(next_signal / next_scale, abs=1e-9)

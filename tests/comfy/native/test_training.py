@@ -15,13 +15,19 @@ def config(tmp_path, **changes):
     from rlr_core.config import EvaluationConfig, LoraConfig, OptimizerConfig, SamplerConfig, TrainConfig
 
     settings = {
-        "prompts": TEXTS[:2], "steps": 3, "batch": 4, "samples_per_prompt": 2, "micro_batch": 4, "decode_batch": 4,
-        "method": "full", "out": str(tmp_path / "run"),
+        "prompts": TEXTS[:2],
+        "steps": 3,
+        "batch": 4,
+        "samples_per_prompt": 2,
+        "micro_batch": 4,
+        "decode_batch": 4,
+        "method": "full",
+        "out": str(tmp_path / "run"),
         "sampler": SamplerConfig(steps=3, eta=0.5, guidance=2.0),
         "lora": LoraConfig(rank=4, targets="all"),
         "optimizer": OptimizerConfig(learning_rate=1e-2, warmup=0, max_grad_norm=0.0),
         "evaluation": EvaluationConfig(prompts=TEXTS[2:], samples=4, every=100, batch=4),
-    }  # fmt: skip
+    }
     return TrainConfig(**settings | changes)
 
 
