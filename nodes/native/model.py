@@ -88,6 +88,8 @@ class NativeModel(DiffusionModel):
         self.lora_layouts = (self._file_names.layout,)
         self.lora_targets = dict.fromkeys(lora_names.TARGETS, ())
         self._loaded = False
+        self._reserved = 0.0
+        """Bytes that ComfyUI leaves free when it loads the weights."""
 
     @property
     def architecture(self) -> str:
@@ -98,13 +100,15 @@ class NativeModel(DiffusionModel):
 
     # --- what is on the device ---
 
-    def load_weights(self, memory: float = 0) -> None:
-        """Have ComfyUI load model and VAE, with `memory` bytes to spare; cheap where they are there already.
-
-        They stay as they are from now on: frozen ops are on, nothing is of inference mode any more.
-        """
-        needed = max(memory, self.patcher.memory_required([1, *self._latent]))
+    def load_weights(self) -> None:
+        """Have ComfyUI load model and VAE; cheap where they are there already."""
+        needed = max(self._reserved, self.patcher.memory_required([1, *self._latent]))
         comfy.model_management.load_models_gpu([self.patcher, self.vae.patcher], memory_required=needed)
+        self._prepare()
+        self._loaded = True
+
+    def _prepare(self) -> None:
+        """Frozen ops on everything, wherever it lies now; nothing is of inference mode any more."""
         self.patcher.pre_run()
         if getattr(self.patcher, "is_dynamic", bool)():
             self.base.current_patcher = None  # weights come layer by layer then, on the way back too
@@ -113,17 +117,16 @@ class NativeModel(DiffusionModel):
         for ops in self.ops:
             ops.install()
         self.gradient_checkpointing(self._checkpoint)
-        self._loaded = True
 
     def make_room(self, missing: int) -> int:
         """Have ComfyUI take `missing` bytes of this model's weights off the device; returns how many."""
         if self.device.type == "cpu":
             return 0
         before = comfy.model_management.get_free_memory(self.device)
+        self._reserved = before + missing
         self.patcher.partially_unload(self.patcher.offload_device, missing)
         comfy.model_management.soft_empty_cache()
-        self._loaded = False
-        self.load_weights()
+        self._prepare()
         return max(0, int(comfy.model_management.get_free_memory(self.device) - before))
 
     def _need_weights(self) -> None:

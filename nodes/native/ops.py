@@ -43,7 +43,7 @@ class FrozenOps:
         """Layer -> adapter, which takes the layer's input and gives what to add to its output."""
         self._overridden: list[tuple[nn.Module, str]] = []
         self._last_copy: tuple[Callable, int, Callable] = (lambda: None, -1, lambda: None)
-        """The last input that was copied for an adapter, its version, and the copy; held by autograd alone."""
+        """The last input that was copied for an adapter, its version, and the copy."""
 
     def install(self) -> None:
         """Put them on. Layers that have been replaced in the meantime are covered by a second call."""
