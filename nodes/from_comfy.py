@@ -19,7 +19,9 @@ AUTO = "auto"
 GUIDANCE = {AUTO: None, "cfg": "cfg", "embedded": "embedded", "none (distilled)": "none"}
 """Choice of the widget -> what the engine calls it."""
 WEIGHTS = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt")
-DISTILLED = re.compile(r"turbo|lightning|schnell|hyper|lcm|distill|dmd|(?<!\d)[1-8][-_ ]?step", re.IGNORECASE)
+DISTILLED = re.compile(
+    r"turbo|lightning|schnell|hyper|lcm|distill|dmd|(?<!\d)[1-8][-_ ]?step|klein(?!.*base)", re.IGNORECASE
+)
 """What is in the file names of models that take few steps and no cfg."""
 
 

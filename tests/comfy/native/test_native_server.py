@@ -26,7 +26,7 @@ TRAIN = {
 
 
 def graph() -> dict:
-    """Load Diffusion Model, Load CLIP, Load VAE, Empty Latent -> RLR From ComfyUI -> RLR Train -> KSampler."""
+    """Loaders and an empty latent -> RLR From ComfyUI -> RLR Train -> KSampler, and what goes with it."""
 
     def node(kind: str, **inputs) -> dict:
         return {"class_type": kind, "inputs": inputs}

@@ -58,7 +58,6 @@ FORMS = {
     "scaled fp8": lambda build, name: quantized(
         build, name, "float8_e4m3fn", full_precision_matrix_mult=True
     ),
-    "int8": lambda build, name: quantized(build, name, "int8_tensorwise", full_precision_matrix_mult=True),
 }
 
 
@@ -84,18 +83,24 @@ def test_the_gradient_is_that_of_finite_differences(native, build, name, form):
 @pytest.mark.parametrize("form", ["float8_e4m3fn", "int8_tensorwise"])
 def test_quantized_matrix_products_have_the_straight_through_gradient(native, build, form):
     """Where activations are rounded too, the gradient is that of the same weights without this rounding."""
+    rounded = quantized(build, "wan21", form)
+    plain = build("wan21")
+    with torch.inference_mode():
+        for path, module in rounded.model.model.diffusion_model.named_modules():
+            if hasattr(module, "_full_precision_mm"):
+                module._full_precision_mm = False  # as on devices that compute in this form
+                weight = plain.model.model.diffusion_model.get_submodule(path).weight
+                weight.copy_(module.weight.dequantize())
     gradients = []
-    for full in (True, False):
-        model = family(native, quantized(build, "wan21", form, full_precision_matrix_mult=full))
+    for sockets in (plain, rounded):
+        model = family(native, sockets)
         with native.running(model):
-            if not full:  # what ComfyUI itself does on devices that compute in this form
-                for module in model.networks["diffusion_model"].modules():
-                    if hasattr(module, "_full_precision_mm"):
-                        module._full_precision_mm = False
             value, inputs = problem(model)
             gradients.append(torch.autograd.grad(value(), inputs))
     exact, through = gradients
-    assert 0 < norm([a - b for a, b in zip(exact, through, strict=True)]) < 0.1 * norm(exact)
+    difference = norm([a - b for a, b in zip(exact, through, strict=True)]) / norm(exact)
+    print(f"{form}: {difference:.1%} off the gradient without rounding")
+    assert 0 < difference < 0.1
 
 
 @pytest.mark.parametrize("name", ["wan21", "flux", "sdxl"])
