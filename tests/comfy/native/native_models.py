@@ -67,7 +67,7 @@ def fill(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(module.named_parameters()):
         parameter.requires_grad_(False)
-        draw = torch.randn(parameter.shape, generator=generator)
+        draw = _draw(parameter.shape, generator)
         if parameter.ndim >= 2:
             draw /= math.sqrt(parameter[0].numel())
         elif name.endswith(("weight", "scale", "gamma")):
@@ -81,11 +81,23 @@ def fill(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
+def _draw(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Standard normal numbers; of big weights the same few million again and again, which is quicker."""
+    numbers = min(shape.numel(), MOST_DRAWN)
+    draw = torch.randn(numbers, generator=generator)
+    return draw.repeat(-(-shape.numel() // numbers))[: shape.numel()].reshape(shape)
+
+
+MOST_DRAWN = 2**22
+DEVICES = [torch.device("cpu"), torch.device("cpu")]
+"""Where models run, and where they lie."""
+
+
 def _patcher(model: nn.Module) -> Any:
     import comfy.model_patcher
 
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return kind(model, load_device=DEVICES[0], offload_device=DEVICES[1])
 
 
 def base_model(
@@ -108,13 +120,15 @@ def base_model(
     return _patcher(model)
 
 
-def _vae(first_stage: nn.Module, latent_dim: int, ratio: Any, channels: int) -> Any:
+def _vae(
+    first_stage: nn.Module, latent_dim: int, ratio: Any, channels: int, dtype: torch.dtype = torch.float32
+) -> Any:
     import comfy.sd
 
     shell = {"embed_dim": 4, "ddconfig": _ddconfig(4)}
     with mock.patch.object(logging, "warning"):  # it names every weight that it was not given
-        vae = comfy.sd.VAE(sd={}, config={"params": shell}, dtype=torch.float32)
-    vae.first_stage_model = fill(first_stage.eval().float(), seed=1)
+        vae = comfy.sd.VAE(sd={}, config={"params": shell}, dtype=dtype)
+    vae.first_stage_model = fill(first_stage.eval().to(dtype), seed=1)
     vae.patcher = _patcher(vae.first_stage_model)
     vae.latent_dim, vae.upscale_ratio, vae.latent_channels = latent_dim, ratio, channels
     return vae
@@ -135,15 +149,35 @@ def _ddconfig(channels: int) -> dict[str, Any]:
     }
 
 
-def picture_vae(channels: int) -> Any:
-    """A VAE that makes pictures, twice the latent's size."""
+def picture_vae(channels: int, real: bool = False) -> Any:
+    """A VAE that makes pictures, twice the latent's size; real: of the size of those in use, in bf16."""
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
+    if real:
+        settings = _ddconfig(channels) | {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
+        network = AutoencoderKL(embed_dim=channels, ddconfig=settings)
+        return _vae(network, 2, 8, channels, torch.bfloat16)
     return _vae(AutoencoderKL(embed_dim=channels, ddconfig=_ddconfig(channels)), 2, 2, channels)
 
 
-def video_vae(channels: int = 16) -> Any:
-    """A Wan VAE: pictures eight times the latent's size, four frames a latent frame after the first."""
+def video_vae(channels: int = 16, real: bool = False) -> Any:
+    """A Wan VAE: pictures eight times the latent's size, four frames a latent frame after the first.
+
+    real: that of Wan 2.2, sixteen times, in bf16.
+    """
+    if real:
+        from comfy.ldm.wan import vae2_2
+
+        network = vae2_2.WanVAE(
+            dim=160,
+            z_dim=channels,
+            dim_mult=[1, 2, 4, 4],
+            num_res_blocks=2,
+            attn_scales=[],
+            temperal_downsample=[False, True, True],
+            dropout=0.0,
+        )
+        return _vae(network, 3, (lambda frames: max(0, frames * 4 - 3), 16, 16), channels, torch.bfloat16)
     from comfy.ldm.wan.vae import WanVAE
 
     wan = WanVAE(
@@ -158,11 +192,11 @@ def video_vae(channels: int = 16) -> Any:
     return _vae(wan, 3, (lambda frames: max(0, frames * 4 - 3), 8, 8), channels)
 
 
-def _latent(*shape: int) -> dict[str, Any]:
+def latent(*shape: int) -> dict[str, Any]:
     return {"samples": torch.zeros(1, *shape)}
 
 
-def _unet(context: int, linear: bool, adm: int | None = None) -> dict[str, Any]:
+def unet_settings(context: int, linear: bool, adm: int | None = None) -> dict[str, Any]:
     settings = {
         "image_size": 32,
         "in_channels": 4,
@@ -198,22 +232,22 @@ def _model_base() -> Any:
 def sd15(**dtypes: Any) -> Sockets:
     mb = _model_base()
     make = functools.partial(mb.BaseModel, model_type=mb.ModelType.EPS)
-    model = base_model("SD15", _unet(16, linear=False), make, **dtypes)
-    return Sockets(model, Clip(16, same_length=True), picture_vae(4), _latent(4, 8, 8))
+    model = base_model("SD15", unet_settings(16, linear=False), make, **dtypes)
+    return Sockets(model, Clip(16, same_length=True), picture_vae(4), latent(4, 8, 8))
 
 
 def sd2_v(**dtypes: Any) -> Sockets:
     mb = _model_base()
     make = functools.partial(mb.BaseModel, model_type=mb.ModelType.V_PREDICTION)
-    model = base_model("SD20", _unet(16, linear=True), make, **dtypes)
-    return Sockets(model, Clip(16, same_length=True), picture_vae(4), _latent(4, 8, 8))
+    model = base_model("SD20", unet_settings(16, linear=True), make, **dtypes)
+    return Sockets(model, Clip(16, same_length=True), picture_vae(4), latent(4, 8, 8))
 
 
 def sdxl(kind: str = "EPS", **dtypes: Any) -> Sockets:
     mb = _model_base()
     make = functools.partial(mb.SDXL, model_type=mb.ModelType[kind])
-    model = base_model("SDXL", _unet(16, linear=True, adm=1280 + 6 * 256), make, **dtypes)
-    return Sockets(model, Clip(16, pooled=1280, same_length=True), picture_vae(4), _latent(4, 8, 8))
+    model = base_model("SDXL", unet_settings(16, linear=True, adm=1280 + 6 * 256), make, **dtypes)
+    return Sockets(model, Clip(16, pooled=1280, same_length=True), picture_vae(4), latent(4, 8, 8))
 
 
 def sdxl_edm(**dtypes: Any) -> Sockets:
@@ -238,10 +272,10 @@ def sd3(**dtypes: Any) -> Sockets:
         "pos_embed_scaling_factor": None,
     }
     model = base_model("SD3", settings, _model_base().SD3, **dtypes)
-    return Sockets(model, Clip(24, pooled=32), picture_vae(16), _latent(16, 8, 8))
+    return Sockets(model, Clip(24, pooled=32), picture_vae(16), latent(16, 8, 8))
 
 
-def _flux_settings(**changes: Any) -> dict[str, Any]:
+def flux_settings(**changes: Any) -> dict[str, Any]:
     settings = {
         "image_model": "flux",
         "in_channels": 16,
@@ -265,12 +299,12 @@ def _flux_settings(**changes: Any) -> dict[str, Any]:
 
 
 def flux(**dtypes: Any) -> Sockets:
-    model = base_model("Flux", _flux_settings(), _model_base().Flux, **dtypes)
-    return Sockets(model, Clip(24, pooled=12), picture_vae(16), _latent(16, 8, 8))
+    model = base_model("Flux", flux_settings(), _model_base().Flux, **dtypes)
+    return Sockets(model, Clip(24, pooled=12), picture_vae(16), latent(16, 8, 8))
 
 
 def flux2(**dtypes: Any) -> Sockets:
-    settings = _flux_settings(
+    settings = flux_settings(
         image_model="flux2",
         in_channels=128,
         out_channels=128,
@@ -288,11 +322,11 @@ def flux2(**dtypes: Any) -> Sockets:
         txt_ids_dims=[3],
     )
     model = base_model("Flux2", settings, _model_base().Flux2, **dtypes)
-    return Sockets(model, Clip(24), picture_vae(128), _latent(128, 4, 4))
+    return Sockets(model, Clip(24), picture_vae(128), latent(128, 4, 4))
 
 
 def chroma(**dtypes: Any) -> Sockets:
-    settings = _flux_settings(
+    settings = flux_settings(
         image_model="chroma",
         in_channels=64,
         out_channels=64,
@@ -306,11 +340,11 @@ def chroma(**dtypes: Any) -> Sockets:
     if not has_class("ZImage"):
         del settings["vec_in_dim"]
     model = base_model("Chroma", settings, _model_base().Chroma, **dtypes)
-    return Sockets(model, Clip(24), picture_vae(16), _latent(16, 8, 8))
+    return Sockets(model, Clip(24), picture_vae(16), latent(16, 8, 8))
 
 
-def wan21(**dtypes: Any) -> Sockets:
-    settings = {
+def wan_settings(**changes: Any) -> dict[str, Any]:
+    return {
         "image_model": "wan2.1",
         "model_type": "t2v",
         "dim": 48,
@@ -326,12 +360,15 @@ def wan21(**dtypes: Any) -> Sockets:
         "cross_attn_norm": True,
         "qk_norm": True,
         "eps": 1e-6,
-    }
-    model = base_model("WAN21_T2V", settings, _model_base().WAN21, **dtypes)
-    return Sockets(model, Clip(24, same_length=True), video_vae(), _latent(16, 2, 4, 4))
+    } | changes
 
 
-def _lumina_settings(**changes: Any) -> dict[str, Any]:
+def wan21(**dtypes: Any) -> Sockets:
+    model = base_model("WAN21_T2V", wan_settings(), _model_base().WAN21, **dtypes)
+    return Sockets(model, Clip(24, same_length=True), video_vae(), latent(16, 2, 4, 4))
+
+
+def lumina_settings(**changes: Any) -> dict[str, Any]:
     settings = {
         "image_model": "lumina2",
         "patch_size": 2,
@@ -358,12 +395,12 @@ def _no_pads(length: int) -> dict[str, Any]:
 
 
 def lumina2(**dtypes: Any) -> Sockets:
-    model = base_model("Lumina2", _lumina_settings(), _model_base().Lumina2, **dtypes)
-    return Sockets(model, Clip(24, extras=_no_pads), picture_vae(16), _latent(16, 8, 8))
+    model = base_model("Lumina2", lumina_settings(), _model_base().Lumina2, **dtypes)
+    return Sockets(model, Clip(24, extras=_no_pads), picture_vae(16), latent(16, 8, 8))
 
 
 def z_image(**dtypes: Any) -> Sockets:
-    settings = _lumina_settings(
+    settings = lumina_settings(
         dim=256,
         n_heads=8,
         n_kv_heads=8,
@@ -375,7 +412,7 @@ def z_image(**dtypes: Any) -> Sockets:
         pad_tokens_multiple=8,
     )
     model = base_model("ZImage", settings, _model_base().Lumina2, **dtypes)
-    return Sockets(model, Clip(24), picture_vae(16), _latent(16, 8, 8))
+    return Sockets(model, Clip(24), picture_vae(16), latent(16, 8, 8))
 
 
 def qwen_image(**dtypes: Any) -> Sockets:
@@ -391,7 +428,7 @@ def qwen_image(**dtypes: Any) -> Sockets:
         "patch_size": 2,
     }
     model = base_model("QwenImage", settings, _model_base().QwenImage, **dtypes)
-    return Sockets(model, Clip(24), video_vae(), _latent(16, 1, 4, 4))
+    return Sockets(model, Clip(24), video_vae(), latent(16, 1, 4, 4))
 
 
 def _cosmos_settings(**changes: Any) -> dict[str, Any]:
@@ -421,7 +458,7 @@ def _cosmos_settings(**changes: Any) -> dict[str, Any]:
 
 def cosmos(**dtypes: Any) -> Sockets:
     model = base_model("CosmosT2IPredict2", _cosmos_settings(), _model_base().CosmosPredict2, **dtypes)
-    return Sockets(model, Clip(16, same_length=True), video_vae(), _latent(16, 1, 4, 4))
+    return Sockets(model, Clip(16, same_length=True), video_vae(), latent(16, 1, 4, 4))
 
 
 def anima(**dtypes: Any) -> Sockets:
@@ -436,7 +473,7 @@ def anima(**dtypes: Any) -> Sockets:
     def ids(length: int) -> dict[str, Any]:
         return {"t5xxl_ids": torch.arange(length), "t5xxl_weights": torch.ones(length)}
 
-    return Sockets(model, Clip(24, extras=ids), video_vae(), _latent(16, 1, 4, 4))
+    return Sockets(model, Clip(24, extras=ids), video_vae(), latent(16, 1, 4, 4))
 
 
 def ltxv(**dtypes: Any) -> Sockets:
@@ -451,7 +488,7 @@ def ltxv(**dtypes: Any) -> Sockets:
     }
     model = base_model("LTXV", settings, _model_base().LTXV, **dtypes)
     extras = _no_pads
-    return Sockets(model, Clip(24, same_length=True, extras=extras), video_vae(128), _latent(128, 2, 4, 4))
+    return Sockets(model, Clip(24, same_length=True, extras=extras), video_vae(128), latent(128, 2, 4, 4))
 
 
 def hunyuan_video(**dtypes: Any) -> Sockets:
@@ -477,7 +514,7 @@ def hunyuan_video(**dtypes: Any) -> Sockets:
     if has_class("ZImage"):
         settings |= {"use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False}
     model = base_model("HunyuanVideo", settings, _model_base().HunyuanVideo, **dtypes)
-    return Sockets(model, Clip(24, pooled=12), video_vae(), _latent(16, 2, 4, 4))
+    return Sockets(model, Clip(24, pooled=12), video_vae(), latent(16, 2, 4, 4))
 
 
 def hidream(**dtypes: Any) -> Sockets:
@@ -504,7 +541,7 @@ def hidream(**dtypes: Any) -> Sockets:
         return {"conditioning_llama3": torch.randn(1, 2, length, 20, generator=generator)}
 
     model = base_model("HiDream", settings, _model_base().HiDream, **dtypes)
-    return Sockets(model, Clip(24, pooled=20, extras=llama), picture_vae(16), _latent(16, 8, 8))
+    return Sockets(model, Clip(24, pooled=20, extras=llama), picture_vae(16), latent(16, 8, 8))
 
 
 def has_class(config: str) -> bool:
