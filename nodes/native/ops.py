@@ -116,9 +116,8 @@ def cast(
     module: nn.Module, dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Weight and bias of a layer as it computes in this type: on the device, patched, dequantised."""
-    own = getattr(module, "cast_bias_weight", None)
-    if own is not None:  # layers of the GGUF pack
-        weight, bias = own(dtype=dtype, device=device)
+    if getattr(module, "is_ggml_quantized", bool)():  # of the GGUF pack
+        weight, bias = module.cast_bias_weight(dtype=dtype, device=device, bias_dtype=dtype)
         yield weight, bias
         return
     keywords = {"offloadable": True} if OFFLOADABLE else {}

@@ -41,7 +41,10 @@ def _lines(model: Any, clip: Any, vae: Any) -> Iterator[str]:
 
 def _patcher(name: str, patcher: Any) -> Iterator[str]:
     """Weights as they were before any patch was baked in, then the patches."""
-    weights = dict(patcher.model.state_dict())
+    weights: dict[str, Any] = {
+        **dict(patcher.model.named_parameters()),
+        **dict(patcher.model.named_buffers()),
+    }
     for key, saved in getattr(patcher, "backup", {}).items():
         weights[key] = getattr(saved, "weight", saved)
     yield from _named(name, weights)
@@ -69,12 +72,16 @@ def _named(name: str, tensors: dict[str, Any]) -> Iterator[str]:
         tensor = tensors[key]
         if isinstance(tensor, Tensor):
             yield f"{name} {key} {list(tensor.shape)} {tensor.dtype} {_sample(tensor)}"
+            scale = getattr(getattr(tensor, "_params", None), "scale", None)  # of a quantised weight
+            if isinstance(scale, Tensor):
+                yield f"{name} {key} scale {_sample(scale)}"
 
 
 def _sample(tensor: Tensor) -> list[float]:
     """Some of a tensor's values, evenly taken."""
     with torch.no_grad():
-        plain = getattr(tensor, "_qdata", tensor)  # of a quantised weight: what is stored
+        stored = getattr(tensor, "_qdata", tensor)  # of a quantised weight
+        plain = stored.data.as_subclass(Tensor)
         if plain.is_meta or not plain.numel():
             return []
         if plain.element_size() == 1:

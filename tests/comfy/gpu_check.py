@@ -8,8 +8,8 @@
 2. Seconds and memory of an update, random weights: SDXL in bf16 at 1024, a 6 B and a 12 B flow transformer in
    fp8 at 1024, Wan 2.2 5B in bf16 at 480p and 17 frames.
 
---cpu goes through all of it with tiny models on the CPU, as a test of this script. Exit code 1 if a gradient is
-off.
+--cpu goes through all of it with tiny models on the CPU, as a test of this script. Exit code 1 if a gradient
+is off.
 """
 
 from __future__ import annotations

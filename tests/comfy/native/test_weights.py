@@ -51,7 +51,45 @@ def scaled_fp8_of_older_versions(build, name):
     return build(name, operations=comfy.ops.scaled_fp8_ops(override_dtype=FP8), manual_cast=torch.float32)
 
 
+def gguf(build, name):
+    """Linear layers in Q8_0, as the ComfyUI-GGUF pack keeps them; skips where the pack is not installed."""
+    import importlib.util
+    import sys
+
+    from comfy_process import comfyui
+
+    pack = comfyui() / "custom_nodes/ComfyUI-GGUF"
+    if not (pack / "ops.py").is_file() or importlib.util.find_spec("gguf") is None:
+        pytest.skip("ComfyUI-GGUF is not installed in this ComfyUI")
+    import gguf as library
+
+    spec = importlib.util.spec_from_file_location(
+        "gguf_pack", pack / "ops.py", submodule_search_locations=[str(pack)]
+    )
+    module = sys.modules.setdefault("gguf_pack", importlib.util.module_from_spec(spec))
+    if not hasattr(module, "GGMLOps"):
+        module.__package__ = "gguf_pack"
+        spec.loader.exec_module(module)
+    weights = build(name).model.model.diffusion_model.state_dict()
+    sockets = build(name, operations=module.GGMLOps)
+    network, kind, packed = sockets.model.model.diffusion_model, library.GGMLQuantizationType, 0
+    linear = {path for path, layer in network.named_modules() if isinstance(layer, module.GGMLOps.Linear)}
+    with torch.inference_mode():
+        state = {}
+        for key, tensor in weights.items():
+            path, _, last = key.rpartition(".")
+            form, data = kind.F32, tensor.clone()
+            if path in linear and last == "weight" and tensor.shape[1] % 32 == 0:
+                form, packed = kind.Q8_0, packed + 1
+                data = torch.from_numpy(library.quants.quantize(tensor.numpy(), form))
+            state[key] = module.GGMLTensor(data, tensor_type=form, tensor_shape=tensor.shape)
+        network.load_state_dict(state, strict=False)
+    assert packed
+    return sockets
+
+
 FORMS = {
+    "gguf": gguf,
     "bf16 cast": lambda build, name: build(name, dtype=torch.bfloat16, manual_cast=torch.float32),
     "fp8 cast": lambda build, name: build(name, dtype=FP8, manual_cast=torch.float32),
     "scaled fp8, old": scaled_fp8_of_older_versions,
