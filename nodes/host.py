@@ -24,7 +24,7 @@ from server import PromptServer
 from rlr_core.errors import UserError
 from rlr_core.rewards.files import FOLDERS_VARIABLE
 
-from . import names
+from . import names, sockets
 
 DEMO = "demo (built in)"
 DIFFUSERS = "diffusers: "
@@ -184,6 +184,14 @@ def loaded(recipe: Any, device: torch.device) -> Iterator[Any]:
     from rlr_core.lora.apply import apply_lora
 
     check_cancel()
+    if isinstance(recipe, sockets.Native):
+        from .native.model import running
+
+        with running(recipe.family()) as model:
+            if recipe.lora is not None:
+                apply_lora(model, recipe.lora)
+            yield model
+        return
     model = load_model(recipe.path, device, recipe.dtype)
     try:
         check_cancel()

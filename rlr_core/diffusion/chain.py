@@ -61,7 +61,7 @@ class Chain:
         if self.on_evaluation is not None:
             self.on_evaluation()
         step = self.step(t)
-        guided = self.guidance != 1.0
+        guided = self.guidance != 1.0 and self.model.guidance_kind == "cfg"
         self.evaluations.add(x.shape[0] * (2 if guided else 1))
         rows = conditioning.at(t, self.T, guided)
         if guided:

@@ -135,6 +135,10 @@ class DiffusionModel(ABC):
         Differentiable in the latents.
         """
 
+    def make_room(self, missing: int) -> int:
+        """Take at least `missing` bytes of weights off the device if the family can work so; how many it did."""
+        return 0
+
     def gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations inside a step instead of keeping them."""
         verb = "enable" if enabled else "disable"
