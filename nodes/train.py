@@ -136,10 +136,10 @@ def _train(node: type, config: TrainConfig, base: Path, restart: bool, model: so
     """Bring the run to its last update and return its folder; at once where it is there already."""
     from rlr_core.training.results import find_runs, read_results
 
-    *found, free = find_runs(base.parent, base.name, config)
-    folder = free if restart or not found else found[-1]
+    *runs, free = find_runs(base.parent, base.name, config)
+    folder = free if restart or not runs else runs[-1]
     config.out = str(folder)
-    if folder in found and read_results(folder).done(config):
+    if folder in runs and read_results(folder).done(config):
         return folder
     for warning in _warnings(config, model):
         host.log(warning)
@@ -149,7 +149,7 @@ def _train(node: type, config: TrainConfig, base: Path, restart: bool, model: so
     advice = _advice(config)
     try:
         with host.whole_device(advice) as device:
-            _run(config, model, device, watcher, resume=folder in found)
+            _run(config, model, device, watcher, resume=folder in runs)
     except BaseException as error:
         if host.was_cancelled(error):
             watcher.end("cancelled", "Cancelled. Queue again and it goes on here.")

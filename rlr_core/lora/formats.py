@@ -110,9 +110,9 @@ def load_lora(path: str | Path) -> LoraFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no LoRA file {str(path)!r}.")
-    found = kind(path)
-    if found != "lora":
-        raise UserError(f"{path} is {KINDS[found]}, not a LoRA.")
+    what = kind(path)
+    if what != "lora":
+        raise UserError(f"{path} is {KINDS[what]}, not a LoRA.")
     metadata = read_header(path).metadata
     from safetensors.torch import load_file
 
@@ -211,8 +211,8 @@ def _diffusers_alphas(metadata: Mapping[str, str], names: Mapping[str, object]) 
     settings = json.loads(metadata[DIFFUSERS_METADATA])
     alphas = {}
     for key, alpha in settings.items():
-        prefix, found, _ = key.rpartition("lora_alpha")
-        if not found:
+        prefix, separator, _ = key.rpartition("lora_alpha")
+        if not separator:
             continue
         pattern = settings.get(f"{prefix}alpha_pattern") or {}
         for name in names:
