@@ -29,6 +29,10 @@ class Tracker:
         }
         self.backend.log(values, step=row["step"])
 
+    def close(self) -> None:
+        """Nothing more is to come."""
+        self.backend.finish()
+
 
 def check_tracker(name: str) -> None:
     """Raise UserError where the package that a tracker needs is not installed."""
@@ -46,4 +50,8 @@ def make_tracker(config: TrainConfig, world: World) -> Tracker | None:
 
     folder = Path(config.out).expanduser()
     where = {"logging_dir": str(folder)} if config.tracker == "tensorboard" else {"dir": str(folder)}
-    return Tracker(LOGGER_TYPE_TO_CLASS[config.tracker](run_name=folder.name, **where))
+    backend = LOGGER_TYPE_TO_CLASS[config.tracker](run_name=folder.name, **where)
+    start = getattr(backend, "start", None)  # older versions of accelerate start when they are made
+    if start is not None:
+        start()
+    return Tracker(backend)

@@ -19,10 +19,17 @@ class Board:
     logged: list[tuple[int, dict]] = []
 
     def __init__(self, run_name, logging_dir):
-        self.run_name, self.logging_dir = run_name, logging_dir
+        self.run_name, self.logging_dir, self.open = run_name, logging_dir, False
+
+    def start(self):
+        self.open = True
 
     def log(self, values, step):
+        assert self.open
         self.logged.append((step, values))
+
+    def finish(self):
+        self.open = False
 
 
 def test_a_tracker_gets_every_number_of_every_row(tmp_path, monkeypatch):
