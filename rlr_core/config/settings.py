@@ -203,6 +203,13 @@ class MethodConfig(Settings):
         ge=0.001,
         step=100,
     )
+    d3po_beta: float = setting(
+        0.1,
+        "How firmly the base model holds: smaller lets the LoRA go further from it.",
+        methods=("d3po",),
+        ge=1e-6,
+        step=0.05,
+    )
     temperature: float = setting(
         1.0,
         "How much better pictures weigh: small takes the best ones only.",

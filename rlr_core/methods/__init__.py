@@ -24,6 +24,7 @@ METHODS: dict[str, str] = {
     "nft": "rlr_core.methods.nft:Nft",
     "awm": "rlr_core.methods.awm:Awm",
     "dpo": "rlr_core.methods.dpo:Dpo",
+    "d3po": "rlr_core.methods.d3po:D3po",
     "graft": "rlr_core.methods.graft:Graft",
     "p_graft": "rlr_core.methods.p_graft:PGraft",
     "reward_weighted": "rlr_core.methods.reward_weighted:RewardWeighted",

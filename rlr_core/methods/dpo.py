@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlr_core.common.pending import Pending
 from rlr_core.config import MethodConfig, SamplerConfig
 from rlr_core.errors import UserError
+from rlr_core.gradients.samples import Batch
 from rlr_core.methods.regression import Row, Seen
 from rlr_core.methods.sample_buffer import Lesson, Samples, blocks_of
 
@@ -31,6 +33,10 @@ class Dpo(Row):
                 "Method 'dpo' compares pictures of one prompt; method.advantage cannot be running_mean."
             )
 
+    def collect(self, batch: Batch, step: int) -> Samples | Pending:
+        check_pairs(batch.groups, self.name)
+        return super().collect(batch, step)
+
     def lesson(self, samples: Samples, inner: int) -> Lesson:
         pairs = best_and_worst(samples.rewards[0], samples.batch.groups)
         rows = pairs.flatten()
@@ -52,6 +58,15 @@ class Dpo(Row):
         pull = (beta * torch.sigmoid(beta / 2 * margin)).repeat_interleave(2)
         # a mean over rows is half of the mean over pairs
         return 2 * seen.values * pull / seen.elements, None, None
+
+
+def check_pairs(groups: Tensor, method: str) -> None:
+    """Raise UserError where no prompt has two samples. groups: [B]."""
+    if len(groups.unique()) == len(groups):
+        raise UserError(
+            f"Method {method!r} compares pictures of one prompt and every prompt has one: set "
+            f"samples_per_prompt to 2 or more."
+        )
 
 
 def best_and_worst(rewards: Tensor, groups: Tensor) -> Tensor:

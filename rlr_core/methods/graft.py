@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from rlr_core.common.pending import Pending
 from rlr_core.common.random_streams import stream
 from rlr_core.config import MethodConfig
 from rlr_core.errors import UserError
 from rlr_core.gradients.estimator import Problem
-from rlr_core.gradients.samples import GradientEstimate
+from rlr_core.gradients.samples import Batch, GradientEstimate
+from rlr_core.methods.dpo import check_pairs
 from rlr_core.methods.regression import Row, Seen
 from rlr_core.methods.sample_buffer import Lesson, SampleBuffer, Samples, blocks_of
 
@@ -35,6 +37,11 @@ class Graft(Row):
 
     def _sampling_policy(self) -> AbstractContextManager:
         return self.problem.base() if self.options.sample_from == "base" else super()._sampling_policy()
+
+    def collect(self, batch: Batch, step: int) -> Samples | Pending:
+        if self.options.accept != "threshold":
+            check_pairs(batch.groups, self.name)
+        return super().collect(batch, step)
 
     def lesson(self, samples: Samples, inner: int) -> Lesson:
         groups, options = samples.batch.groups, self.options

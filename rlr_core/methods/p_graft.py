@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlr_core.config import MethodConfig
 from rlr_core.diffusion.rollout import rollout
+from rlr_core.errors import UserError
 from rlr_core.gradients.estimator import Problem
 from rlr_core.gradients.samples import Batch
 from rlr_core.methods.graft import Graft
@@ -30,8 +31,15 @@ class PGraft(Graft):
         chain.base_steps, chain.base = self.state_step, problem.base
         share = chain.share(self.state_step)
         self.level = chain.noise_level(share)
-        noisier = chain.share(self.state_step + 1) if options.noise_law == "sampler" else share
-        self.range = (max(noisier, self.range[0]), max(self.range[1], chain.share(chain.T)))
+        low, high = self.range
+        # not from the state's own level on: its target has no bound there, and a table of levels has no other
+        nearest = share + (chain.share(self.state_step + 1) - share) / 10
+        if nearest >= high:
+            raise UserError(
+                f"method.noise_range ends at {high:g} and the state that is accepted lies at {share:.2g}: "
+                f"lower method.accept_at, or end the range at 1."
+            )
+        self.range = (max(nearest, low), high)
 
     def _roll_out(self, batch: Batch, index: Tensor) -> tuple[Tensor, Tensor]:
         noise, conditioning = batch.noise(index), batch.conditioning.select(index)
