@@ -16,12 +16,14 @@ from .schema import CATEGORY, Node, RlrReward, opt, rare
 AUTO = "auto"
 CHOICES = [
     "demo", "judge", "aesthetic", "clip_score", "pickscore", "hpsv2", "image_reward", "vqascore",
-    "jpeg_compressibility", "jpeg_incompressibility", "mean_colour", "brightness", "saturation", "contrast",
-    "sharpness", "total_variation", "target_colour", "target_picture",
+    "jpeg_compressibility", "jpeg_incompressibility", "mean_color", "brightness", "saturation", "contrast",
+    "sharpness", "total_variation", "target_color", "target_picture",
 ]  # fmt: skip
 """Rewards for pictures that a widget can describe."""
 SECOND_FILE = ("clip", "vocabulary", "tokenizer", "features")
 """Names of the options that `second_file` fills, whichever the reward has."""
+WIDGETS = {"colour": "color", "channel": "channel", "quality": "quality"}
+"""Which option a widget fills, where the reward has it."""
 CHANNELS = ["red", "green", "blue"]
 MOST_PARTS = 16
 
@@ -51,9 +53,9 @@ class RewardNode(Node):
                     "its vocabulary, vqascore its tokenizer; target_picture compares features of this CLIP.",
                 ),
                 rare(io.String.Input, "colour", default="#ff8000",
-                     tooltip="target_colour: a name such as teal, or #rrggbb. Other rewards ignore it."),
+                     tooltip="target_color: a name such as teal, or #rrggbb. Other rewards ignore it."),
                 rare(io.Combo.Input, "channel", options=CHANNELS, default="red",
-                     tooltip="mean_colour: which channel should stand out. Other rewards ignore it."),
+                     tooltip="mean_color: which channel should stand out. Other rewards ignore it."),
                 rare(io.Int.Input, "quality", default=95, min=1, max=100,
                      tooltip="jpeg rewards: quality of the JPEG. Other rewards ignore it."),
                 rare(io.Boolean.Input, "checkpointing", default=False,
@@ -70,7 +72,7 @@ class RewardNode(Node):
     @classmethod
     def run(cls, reward: str, weights: str, second_file: str, target: Any, **widgets: Any) -> io.NodeOutput:
         takes = inspect.signature(reward_class(reward)).parameters
-        options = {name: widgets[name] for name in ("colour", "channel", "quality") if name in takes}
+        options = {name: widgets[widget] for widget, name in WIDGETS.items() if name in takes}
         if widgets["checkpointing"] and "checkpointing" in takes:
             options["checkpointing"] = True
         if weights != AUTO and "weights" in takes:
@@ -140,7 +142,7 @@ class CombineRewards(Node):
             if reward is None:
                 continue
             if reward.name == "combine":
-                if (reward.options["mode"], reward.options["normalise"]) != (mode, normalise):
+                if (reward.options["mode"], reward.options["normalize"]) != (mode, normalise):
                     raise UserError(
                         "Only combined rewards of the same mode and normalise can be combined again."
                     )
@@ -151,5 +153,5 @@ class CombineRewards(Node):
                 weights.append(weight)
         if len(parts) > MOST_PARTS:
             raise UserError(f"{len(parts)} rewards are too many; combine at most {MOST_PARTS}.")
-        options = {"rewards": parts, "mode": mode, "normalise": normalise, "weights": weights}
+        options = {"rewards": parts, "mode": mode, "normalize": normalise, "weights": weights}
         return io.NodeOutput(sockets.Reward("combine", options))

@@ -9,9 +9,14 @@ from comfy_api.latest import io
 from rlr_core.errors import UserError
 
 from . import host, images, sockets
-from .schema import CATEGORY, Node, RlrModel, RlrPrompts, rare
+from .schema import CATEGORY, Node, RlrModel, RlrPrompts, rare, setting_input, settings_from
 
 MOST = 256
+
+SETTINGS = {
+    name: f"sampler.{name}" for name in ("steps", "guidance", "width", "height", "eta", "negative_prompt")
+}
+"""Input -> setting."""
 
 
 class SampleNode(Node):
@@ -30,20 +35,15 @@ class SampleNode(Node):
                 RlrPrompts.Input("prompts", tooltip="What to draw, one picture or more of each."),
                 io.Int.Input("seed", default=0, min=0, max=2**53 - 1, control_after_generate=False,
                              tooltip="Seed of the first picture; the next ones take the next seeds."),
-                io.Int.Input("steps", default=20, min=2, max=200, tooltip="Denoising steps."),
-                io.Float.Input("guidance", default=5.0, min=0.0, max=30.0, step=0.1,
-                               tooltip="Classifier-free guidance, as cfg in KSampler."),
+                setting_input("sampler.steps", max=200),
+                setting_input("sampler.guidance", max=30.0),
                 io.Int.Input("per_prompt", default=1, min=1, max=64, tooltip="Pictures of each prompt."),
                 io.Int.Input("most_prompts", default=8, min=1, max=256,
                              tooltip="How many prompts are drawn, from the first."),
-                io.Int.Input("width", default=0, min=0, max=2048, step=8,
-                             tooltip="Width; 0 is what the model was made for."),
-                io.Int.Input("height", default=0, min=0, max=2048, step=8,
-                             tooltip="Height; 0 is what the model was made for."),
-                rare(io.Float.Input, "eta", default=0.0, min=0.0, max=2.0, step=0.05,
-                     tooltip="Noise that every step adds; 0 is DDIM, 1 is DDPM."),
-                rare(io.String.Input, "negative_prompt", default="", tooltip="What guidance steers away "
-                    "from."),
+                setting_input("sampler.width", max=2048, step=8),
+                setting_input("sampler.height", max=2048, step=8),
+                setting_input("sampler.eta", advanced=True, default=0.0),
+                setting_input("sampler.negative_prompt", advanced=True),
                 rare(io.Int.Input, "batch", default=4, min=1, max=64, tooltip="Pictures at a time."),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The pictures, prompt after prompt.")],
@@ -68,15 +68,7 @@ def _draw(
     from rlr_core.config import SamplerConfig
     from rlr_core.evaluation.sampling import sample
 
-    sampler = SamplerConfig(
-        steps=inputs["steps"],
-        eta=inputs["eta"],
-        guidance=inputs["guidance"],
-        negative_prompt=inputs["negative_prompt"],
-        height=inputs["height"] or None,
-        width=inputs["width"] or None,
-        stage_boundaries=boundaries,
-    )
+    sampler = SamplerConfig(**settings_from(inputs, SETTINGS)["sampler"], stage_boundaries=boundaries)
     seeds = range(seed, seed + len(texts))
     report = host.Progress(len(texts)).counting()
     with host.loaded(model, device) as loaded:

@@ -1,4 +1,4 @@
-"""What the definitions of the nodes share: socket types, rare inputs, and a check of what arrives.
+"""What the definitions of the nodes share: socket types, inputs made from settings, a check of what arrives.
 
 ComfyUI checks a widget's value against its range only where it is not linked; `Node` checks all of them.
 """
@@ -6,6 +6,7 @@ ComfyUI checks a widget's value against its range only where it is not linked; `
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 from typing import Any
@@ -34,6 +35,50 @@ def rare(kind: type, name: str, **keywords: Any) -> io.Input:
     if "advanced" in inspect.signature(kind.__init__).parameters:
         keywords["advanced"] = True
     return kind(name, **keywords)
+
+
+def setting_input(key: str, name: str | None = None, advanced: bool = False, **changes: Any) -> io.Input:
+    """An input whose meaning is a setting; default, bounds, choices, step and tooltip come from its field.
+
+    key: the setting, such as lora.rank. name: of the input; None takes the setting's last part.
+    advanced: whether few need it. changes: what is otherwise in ComfyUI, such as what a graph may ask for.
+    A setting that may be left open is 0 or empty when it is; `settings_from` reads it so.
+    """
+    from rlr_core.config.reference import meaning
+
+    setting = _settings()[key]
+    kind, options = _INPUTS[setting.types[0]], {}
+    if setting.choices:
+        kind, options = io.Combo.Input, {"options": list(setting.choices)}
+    if kind in (io.Int.Input, io.Float.Input):
+        options |= {"min": 0 if setting.nullable else setting.low, "max": setting.high, "step": setting.step}
+    default = _INPUTS_OPEN[setting.types[0]] if setting.nullable else setting.default
+    tooltip = meaning(setting, "empty" if setting.types[0] is str else "0")
+    options = {"default": default, "tooltip": tooltip} | options | changes
+    options = {option: value for option, value in options.items() if value is not None}
+    name = name or key.rpartition(".")[2]
+    return rare(kind, name, **options) if advanced else kind(name, **options)
+
+
+def settings_from(inputs: dict[str, Any], table: dict[str, str]) -> dict[str, Any]:
+    """Inputs as nested settings. table: input -> setting."""
+    data: dict[str, Any] = {}
+    for name, key in table.items():
+        group, _, last = key.rpartition(".")
+        left_open = _settings()[key].nullable and not inputs[name]
+        (data.setdefault(group, {}) if group else data)[last] = None if left_open else inputs[name]
+    return data
+
+
+@functools.cache
+def _settings() -> dict[str, Any]:
+    from rlr_core.config import TrainConfig
+
+    return {setting.key: setting for setting in TrainConfig.settings()}
+
+
+_INPUTS = {bool: io.Boolean.Input, int: io.Int.Input, float: io.Float.Input, str: io.String.Input}
+_INPUTS_OPEN = {int: 0, float: 0.0, str: ""}
 
 
 class Node(io.ComfyNode):

@@ -74,14 +74,14 @@ def _score(pictures: Any, recipe: Any, prompts: list[str], batch: int, device: A
     reward.prepare(list(dict.fromkeys(prompts)))
     report = host.Progress(len(prompts)).counting()
     pixels = images.to_engine(pictures)
-    found = []
+    scores = []
     with torch.no_grad():
         for start in range(0, len(prompts), batch):
             report(start, len(prompts))
             part = slice(start, start + batch)
-            found.append(reward(pixels[part].to(device), prompts[part]).cpu())
+            scores.append(reward(pixels[part].to(device), prompts[part]).cpu())
     report(len(prompts), len(prompts))
-    return torch.cat(found)
+    return torch.cat(scores)
 
 
 def _report(name: str, scores: torch.Tensor, order: torch.Tensor) -> str:

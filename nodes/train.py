@@ -7,21 +7,52 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from rlr_core.config import (
-    EvaluationConfig,
-    LoraConfig,
-    MethodConfig,
-    OptimizerConfig,
-    SamplerConfig,
-    TrainConfig,
-)
+from rlr_core.config import MethodConfig, TrainConfig, config_from_dict
 from rlr_core.errors import UserError
 from rlr_core.training.check import check_config
 
 from . import host, images, live, names, sockets
-from .schema import CATEGORY, Node, RlrMethod, RlrModel, RlrPrompts, RlrReward, opt, rare
+from .schema import (
+    CATEGORY,
+    Node,
+    RlrMethod,
+    RlrModel,
+    RlrPrompts,
+    RlrReward,
+    opt,
+    setting_input,
+    settings_from,
+)
 
 RESUME, RESTART = "resume", "restart"
+
+SETTINGS = {
+    "steps": "steps",
+    "learning_rate": "optimizer.learning_rate",
+    "batch": "batch",
+    "samples_per_prompt": "samples_per_prompt",
+    "width": "sampler.width",
+    "height": "sampler.height",
+    "sampler_steps": "sampler.steps",
+    "guidance": "sampler.guidance",
+    "eta": "sampler.eta",
+    "rank": "lora.rank",
+    "seed": "seed",
+    "negative_prompt": "sampler.negative_prompt",
+    "alpha": "lora.alpha",
+    "targets": "lora.targets",
+    "micro_batch": "micro_batch",
+    "decode_batch": "decode_batch",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "last_step_noise": "sampler.last_step_noise",
+    "evaluate_every": "evaluation.every",
+    "evaluation_samples": "evaluation.samples",
+    "stop_when_judge_drops": "evaluation.stop_when_judge_drops",
+    "max_grad_norm": "optimizer.max_grad_norm",
+    "ema_decay": "optimizer.ema_decay",
+    "text_encoder": "lora.text_encoder",
+}
+"""Input -> setting."""
 
 
 class TrainNode(Node):
@@ -73,52 +104,23 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
     if model.lora is not None:
         raise UserError("RLR Train starts from a model without a LoRA: connect RLR Load Checkpoint.")
     judge = inputs["judge"]
-    return TrainConfig(
-        model=model.path,
-        dtype=model.dtype,
-        reward=reward.name,
-        reward_options=dict(reward.options),
-        prompts=prompts.training,
-        steps=inputs["steps"],
-        batch=inputs["batch"],
-        samples_per_prompt=inputs["samples_per_prompt"],
-        micro_batch=inputs["micro_batch"],
-        decode_batch=inputs["decode_batch"],
-        gradient_checkpointing=inputs["gradient_checkpointing"],
-        seed=inputs["seed"],
-        save_every=5,
-        sampler=SamplerConfig(
-            steps=inputs["sampler_steps"],
-            eta=inputs["eta"],
-            guidance=inputs["guidance"],
-            negative_prompt=inputs["negative_prompt"],
-            last_step_noise=inputs["last_step_noise"],
-            height=inputs["height"] or None,
-            width=inputs["width"] or None,
-            stage_boundaries=prompts.boundaries,
-        ),
-        method=inputs["method"] or MethodConfig(),
-        lora=LoraConfig(
-            rank=inputs["rank"],
-            alpha=inputs["alpha"] or None,
-            targets=inputs["targets"],
-            text_encoder=inputs["text_encoder"],
-        ),
-        optimizer=OptimizerConfig(
-            learning_rate=inputs["learning_rate"],
-            max_grad_norm=inputs["max_grad_norm"],
-            ema_decay=inputs["ema_decay"],
-        ),
-        evaluation=EvaluationConfig(
-            judge=judge.name if judge else None,
-            judge_options=dict(judge.options) if judge else {},
-            prompts=prompts.held_out,
-            samples=inputs["evaluation_samples"],
-            every=inputs["evaluate_every"],
-            batch=inputs["micro_batch"],
-            stop_when_judge_drops=inputs["stop_when_judge_drops"],
-        ),
-    )
+    data = settings_from(inputs, SETTINGS)
+    data |= {
+        "model": model.path,
+        "dtype": model.dtype,
+        "reward": reward.name,
+        "reward_options": dict(reward.options),
+        "prompts": prompts.training,
+        "method": inputs["method"] or MethodConfig(),
+    }
+    data["sampler"]["stage_boundaries"] = prompts.boundaries
+    data["evaluation"] |= {
+        "judge": judge.name if judge else None,
+        "judge_options": dict(judge.options) if judge else {},
+        "prompts": prompts.held_out,
+        "batch": inputs["micro_batch"],
+    }
+    return config_from_dict(data)
 
 
 def _train(node: type, config: TrainConfig, base: Path, restart: bool) -> Path:
@@ -212,71 +214,58 @@ def _end(reason: str) -> str:
 
 def train_inputs() -> list[io.Input]:
     """The inputs of RLR Train. Workflow files keep widgets by place: only ever add at the end."""
+
+    def take(name: str, **changes: Any) -> io.Input:
+        return setting_input(SETTINGS[name], name, **changes)
+
     return [
         RlrModel.Input("model", tooltip="What is trained: RLR Load Checkpoint."),
         RlrPrompts.Input("prompts", tooltip="What it is trained on: RLR Prompts."),
         RlrReward.Input("reward", tooltip="What it is trained for: RLR Reward."),
-        RlrMethod.Input("method", optional=True, tooltip="How: RLR Method; adaptive if nothing is "
-            "connected."),
-        RlrReward.Input("judge", optional=True,
-                        tooltip="A second reward that is only watched: when it falls while the reward rises, "
-                        "the model has learned to please the reward, not you."),
-        io.Int.Input("steps", default=100, min=1, max=100_000,
-                     tooltip="Updates. Raise it later to go on with a finished run."),
-        io.Float.Input("learning_rate", default=3e-4, min=1e-7, max=0.1, step=1e-5, round=1e-7,
-                       tooltip="Size of an update. Too high: pictures fall apart; too low: nothing happens."),
-        io.Int.Input("batch", default=16, min=1, max=1024, tooltip="Pictures per update."),
-        io.Int.Input("samples_per_prompt", default=4, min=1, max=64,
-                     tooltip="Pictures of one prompt in a batch, which are compared with each other."),
-        io.Int.Input("width", default=0, min=0, max=2048, step=8,
-                     tooltip="Width of the pictures; 0 is what the model was made for."),
-        io.Int.Input("height", default=0, min=0, max=2048, step=8,
-                     tooltip="Height of the pictures; 0 is what the model was made for."),
-        io.Int.Input("sampler_steps", default=20, min=2, max=200,
-                     tooltip="Denoising steps per picture. Cost grows with it; 10 to 20 is plenty."),
-        io.Float.Input("guidance", default=5.0, min=0.0, max=30.0, step=0.1,
-                       tooltip="Classifier-free guidance in training, as cfg in KSampler; 1 halves the "
-                       "cost."),
-        io.Float.Input("eta", default=1.0, min=0.0, max=2.0, step=0.05,
-                       tooltip="Noise that every step adds: 0 is DDIM (not for methods that learn from "
-                       "noise), 1 is DDPM."),
-        io.Int.Input("rank", default=8, min=1, max=256, tooltip="Rank of the LoRA: its size."),
-        io.Int.Input("seed", default=0, min=0, max=2**53 - 1, control_after_generate=False,
-                     tooltip="Seed of everything random. Another seed is another run."),
-        io.String.Input("run_name", default="my-run",
-                        tooltip="Name of the folder in output/rlr. With other settings under the same name "
-                        "the run goes beside it, as my-run_2."),
-        io.Combo.Input("mode", options=[RESUME, RESTART], default=RESUME,
-                       tooltip="resume: go on where these settings got to; a finished run is returned at "
-                       "once. restart: from the beginning, in a new folder, every time it is queued."),
-        rare(io.String.Input, "negative_prompt", default="", tooltip="What guidance steers away from."),
-        rare(io.Float.Input, "alpha", default=0.0, min=0.0, max=1024.0, step=1.0,
-             tooltip="The LoRA is scaled by alpha / rank; 0 takes alpha = rank."),
-        rare(io.Combo.Input, "targets", options=["attention", "attention+ff", "all"], default="attention",
-             tooltip="Which layers get a LoRA."),
-        rare(io.Int.Input, "micro_batch", default=4, min=1, max=256,
-             tooltip="Pictures at a time. Lower it when memory runs out; the result stays the same."),
-        rare(io.Int.Input, "decode_batch", default=1, min=1, max=64,
-             tooltip="Pictures decoded and scored at a time."),
-        rare(io.Boolean.Input, "gradient_checkpointing", default=False,
-             tooltip="Much less memory, a third slower."),
-        rare(io.Float.Input, "last_step_noise", default=0.0, min=0.0, max=1.0, step=0.01,
-             tooltip="Noise on the last step, so that rewards without a gradient reach it too: 0.05 is "
-             "plenty."),
-        rare(io.Int.Input, "evaluate_every", default=10, min=1, max=10_000,
-             tooltip="Updates between two looks at held-out pictures."),
-        rare(io.Int.Input, "evaluation_samples", default=16, min=2, max=1024,
-             tooltip="Pictures per look; more make the judge's curve surer."),
-        rare(io.Boolean.Input, "stop_when_judge_drops", default=False,
-             tooltip="Stop when the judge falls significantly below its best, and keep the LoRA of the "
-             "best."),
-        rare(io.Float.Input, "max_grad_norm", default=1.0, min=0.0, max=1000.0, step=0.01, round=0.0001,
-             tooltip="Gradients longer than this are shortened to it; 0 leaves them as they are. When a run "
-             "walks off, set it to the usual gradient/norm of its metrics.jsonl."),
-        rare(io.Float.Input, "ema_decay", default=0.0, min=0.0, max=0.9999, step=0.01, round=0.0001,
-             tooltip="Decay of a running average of the LoRA, which is then watched and saved instead of the "
-             "last; 0.9 calms short runs with a high learning rate."),
-        rare(io.Boolean.Input, "text_encoder", default=False,
-             tooltip="Train a LoRA on the text encoder too, in the same file: what prompts mean changes "
-             "along. Load it with a node that takes CLIP as well."),
-    ]  # fmt: skip
+        RlrMethod.Input(
+            "method", optional=True, tooltip="How: RLR Method; adaptive if nothing is connected."
+        ),
+        RlrReward.Input(
+            "judge",
+            optional=True,
+            tooltip="A second reward that training does not follow: when it falls while the reward rises, "
+            "the model has learned to please the reward, not you.",
+        ),
+        take("steps", max=100_000),
+        take("learning_rate", min=1e-7, max=0.1, round=1e-7),
+        take("batch", max=1024),
+        take("samples_per_prompt", max=64),
+        take("width", max=2048, step=8),
+        take("height", max=2048, step=8),
+        take("sampler_steps", max=200),
+        take("guidance", max=30.0),
+        take("eta"),
+        take("rank", max=256),
+        take("seed", max=2**53 - 1, control_after_generate=False),
+        io.String.Input(
+            "run_name",
+            default="my-run",
+            tooltip="Name of the folder in output/rlr. With other settings under the same name the run goes "
+            "beside it, as my-run_2.",
+        ),
+        io.Combo.Input(
+            "mode",
+            options=[RESUME, RESTART],
+            default=RESUME,
+            tooltip="resume: go on where these settings got to; a finished run is returned at once. restart: "
+            "from the beginning, in a new folder, every time it is queued.",
+        ),
+        take("negative_prompt", advanced=True),
+        take("alpha", advanced=True, max=1024.0),
+        take("targets", advanced=True),
+        take("micro_batch", advanced=True, max=256),
+        take("decode_batch", advanced=True, max=64),
+        take("gradient_checkpointing", advanced=True),
+        take("last_step_noise", advanced=True),
+        take("evaluate_every", advanced=True, max=10_000),
+        take("evaluation_samples", advanced=True, default=16, max=1024),
+        take("stop_when_judge_drops", advanced=True),
+        take("max_grad_norm", advanced=True, max=1000.0, round=0.0001),
+        take("ema_decay", advanced=True, round=0.0001),
+        take("text_encoder", advanced=True),
+    ]

@@ -8,6 +8,17 @@ from command_line import train
 from tiny_models import TINY, load_tiny
 
 torch.set_num_threads(1)
+ON_REQUEST = ("big", "browser")  # marks of tests that need a machine to themselves
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests that run on request only, unless -m speaks of their mark."""
+    unasked = [mark for mark in ON_REQUEST if mark not in config.option.markexpr]
+    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in unasked)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

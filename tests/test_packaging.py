@@ -41,8 +41,9 @@ def test_everything_that_is_imported_is_declared():
     modules = {"pillow": "PIL", "pyyaml": "yaml", "open_clip_torch": "open_clip"}
     known = {modules.get(name_of(requirement), name_of(requirement)) for requirement in declared()}
     known |= {"bitsandbytes"}  # used where it is installed
-    for brought_by in ("open_clip_torch", "transformers"):  # timm, tokenizers
-        known |= {name_of(needed) for needed in requires(brought_by) if "extra ==" not in needed}
+    for brought_by in ("open_clip_torch", "transformers", "pydantic"):  # timm, tokenizers, typing_extensions
+        needed = [name_of(needed) for needed in requires(brought_by) if "extra ==" not in needed]
+        known |= {name.replace("-", "_") for name in needed}
     known |= {*sys.stdlib_module_names, "rlr_core"}
     for path in (ROOT / "rlr_core").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -27,6 +27,7 @@ def run(folder, *arguments):
     return subprocess.run(command, cwd=folder, env=QUIET, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_every_python_example_runs_and_leaves_what_it_promises(tmp_path, number):
     (tmp_path / "example.py").write_text(PYTHON[number])
@@ -38,6 +39,7 @@ def test_every_python_example_runs_and_leaves_what_it_promises(tmp_path, number)
         assert re.fullmatch(r"-?\d\.\d+ \[.*\] -> -?\d\.\d+ \[.*\]\n", done.stdout)
 
 
+@pytest.mark.slow
 def test_the_yaml_example_runs(tmp_path):
     (example,) = YAML
     (tmp_path / "run.yaml").write_text(example)
@@ -114,7 +116,7 @@ def test_ci_installs_and_tests_as_the_readme_says():
     script = (ROOT / ".ci" / "run").read_text()
     section = README[README.index("\n## Tests\n") :]
     ((install, test),) = re.findall(r"^    (.*) && (.*)$", section, re.MULTILINE)
-    assert re.search(rf"^{re.escape(test)}$", script, re.MULTILINE)
+    assert re.search(rf"^step {re.escape(test)}$", script, re.MULTILINE)
     assert install.replace("pip install ", "") in script
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 

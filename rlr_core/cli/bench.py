@@ -13,7 +13,8 @@ BENCH = """Train the built-in model with every method and compare what a judge s
 
   rlr bench --out runs/bench                      everything, an hour or so; run it again to go on
   rlr bench --out runs/bench --threads 1 &        several at once share the work
-  rlr bench --out runs/bench --report             the table of what there is so far"""
+  rlr bench --out runs/bench --report             the table of what there is so far
+  rlr bench --costs                               time against diffusers and memory of an update, as ratios"""
 
 
 def add_bench(commands: Any) -> None:
@@ -27,6 +28,7 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--samples", type=int, default=256, metavar="N", help="pictures that are judged")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of this process")
     parser.add_argument("--report", action="store_true", help="only print the table")
+    parser.add_argument("--costs", action="store_true", help="what the engine costs, nothing else")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.set_defaults(run=bench)
 
@@ -35,6 +37,8 @@ EVALUATIONS, SECONDS = 16_000, 60.0
 
 
 def bench(args: argparse.Namespace) -> int:
+    if args.costs:
+        return _costs()
     from rlr_core.benchmarks import comparison as benchmark
     from rlr_core.demo.preset import demo_config
 
@@ -55,4 +59,45 @@ def bench(args: argparse.Namespace) -> int:
     if len(rows) == 1:
         raise UserError(f"There are no results in {str(folder)!r} yet.")
     print(markdown(rows) if args.markdown else table(rows))
+    return 0
+
+
+def _costs(batch: int = 16) -> int:
+    """Time of a rollout against diffusers' pipeline, and peak memory of an update by method."""
+    from rlr_core.benchmarks import costs as measure
+    from rlr_core.config import MethodConfig
+    from rlr_core.demo import model_path
+    from rlr_core.demo.preset import demo_config
+
+    base = demo_config()
+    prompts = [base.prompts[i % len(base.prompts)] for i in range(batch)]
+    rows = [["sampling", "ours, seconds", "diffusers, seconds", "ratio"]]
+    for steps in (10, 50):
+        sampler = base.sampler.replace(steps=steps)
+        best = measure.rollout_against_pipeline(str(model_path()), prompts, sampler)
+        rows.append([
+            f"{batch} pictures, {steps} steps", f"{best['ours']:.3f}", f"{best['diffusers']:.3f}",
+            f"{best['ours'] / best['diffusers']:.2f}",
+        ])  # fmt: skip
+    print(table(rows))
+
+    arms = {
+        "full": MethodConfig("full"),
+        "truncated, K = 1": MethodConfig("truncated", depth=1),
+        "truncated, K = 9": MethodConfig("truncated", depth=9),
+        "rlr, h = 1": MethodConfig("rlr", window=1),
+        "rlr, h = 9": MethodConfig("rlr", window=9),
+        "adaptive": MethodConfig("adaptive"),
+    }
+    rows = [["peak memory of an update", "T = 10, MiB", "T = 50, MiB", "ratio"]]
+    for name, method in arms.items():
+        peaks = []
+        for steps in (10, 50):
+            config = base.replace(
+                method=method, batch=batch, micro_batch=batch, decode_batch=batch,
+                sampler=base.sampler.replace(steps=steps),
+            )  # fmt: skip
+            peaks.append(measure.update_memory(config))
+        rows.append([name, *(f"{peak / 2**20:.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.3f}"])
+    print("\n" + table(rows))
     return 0

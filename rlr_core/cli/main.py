@@ -14,7 +14,6 @@ from typing import NoReturn
 
 from rlr_core import __version__
 from rlr_core.cli.bench import add_bench
-from rlr_core.cli.costs import add_costs
 from rlr_core.cli.diagnose import add_diagnose
 from rlr_core.cli.listing import add_list
 from rlr_core.cli.sample import add_evaluate, add_sample
@@ -31,7 +30,6 @@ COMMANDS = (
     add_score,
     add_diagnose,
     add_bench,
-    add_costs,
 )
 
 

@@ -11,7 +11,8 @@ from rlr_core.errors import UserError
 SCORE = """Score pictures by rewards.
 
   rlr score pictures/*.png --reward aesthetic --reward clip_score --prompt "a red fox" --csv scores.csv
-  rlr score pictures --reward mean_colour --option channel=blue"""
+  rlr score pictures --reward mean_color --option channel=blue
+  rlr score pictures --reward brightness --reward mean_color --option mean_color.channel=blue"""
 
 
 def add_score(commands: Any) -> None:
@@ -22,7 +23,11 @@ def add_score(commands: Any) -> None:
     )
     parser.add_argument("--prompt", metavar="TEXT", default="", help="what the pictures should show")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the reward"
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the reward; with several rewards, NAME.KEY=VALUE",
     )
     parser.add_argument("--csv", metavar="FILE", help="also write the scores at full precision")
     parser.add_argument("--device", metavar="NAME", help="cuda, cpu, ...; the best one here unless given")
@@ -32,10 +37,10 @@ def add_score(commands: Any) -> None:
 def score(args: argparse.Namespace) -> int:
     from rlr_core.common.atomic import replacing
     from rlr_core.diffusion.models.loading import find_device
-    from rlr_core.rewards.catalog import score_csv, score_images, score_table
+    from rlr_core.evaluation.score_files import score_csv, score_images, score_table
 
     device = find_device(args.device)
-    rows = score_images(args.images, args.reward, args.prompt, device, _options(args.option))
+    rows = score_images(args.images, _rewards(args.reward, args.option), args.prompt, device)
     print(score_table(rows))
     if args.csv is not None:
         with replacing(Path(args.csv).expanduser()) as path:
@@ -43,17 +48,27 @@ def score(args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(assignments: list[str]) -> dict[str, Any]:
-    """Options as YAML reads their values."""
+def _rewards(names: list[str], assignments: list[str]) -> list[dict[str, dict[str, Any]]]:
+    """The rewards with their options, whose values are read as YAML."""
     import yaml
 
-    options = {}
+    rewards: list[dict[str, dict[str, Any]]] = [{name: {}} for name in names]
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator:
             raise UserError(f"{assignment!r} is not an option: write --option KEY=VALUE.")
+        owner, dot, option = key.strip().rpartition(".")
+        if not dot and len(names) > 1:
+            raise UserError(
+                f"With {len(names)} rewards an option says whose it is: --option {names[0]}.{assignment}"
+            )
+        owners = [reward for reward in rewards if not dot or owner in reward]
+        if not owners:
+            raise UserError(f"--option {assignment}: {owner!r} is none of the rewards {', '.join(names)}.")
         try:
-            options[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            options[key.strip()] = text
-    return options
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):  # ValueError: a date that does not exist
+            value = text
+        for reward in owners:
+            reward[next(iter(reward))][option] = value
+    return rewards

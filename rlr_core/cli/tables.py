@@ -34,6 +34,8 @@ def comparison(before: Evaluation, after: Evaluation | None, names: Mapping[str,
     heads = ["mean"] if after is None else ["before", "after", "difference"]
     rows = [[f"{len(before.prompts)} pictures", *heads]]
     for key, name in names.items():
+        if key not in before.scores:
+            continue
         row = [name, str(before.estimate(key))]
         if after is not None:
             row += [str(after.estimate(key)), signed(difference(before, after, key))]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from rlr_core.errors import UserError
+from rlr_core.errors import UserError, nearest
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -38,6 +38,17 @@ KINDS = {
     "pickle": "a pickle file, which is never opened; convert it to .safetensors first",
     "unknown": "no model that is known here",
 }
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The type that a name of DTYPES stands for. Raises UserError for any other name or type."""
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise UserError(
+            f"Unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}.{nearest(str(dtype), list(DTYPES))}"
+        )
+    return DTYPES[dtype]
 
 
 class Header(NamedTuple):

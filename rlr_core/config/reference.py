@@ -61,9 +61,12 @@ def meaning(known: Setting, none: str = "null") -> str:
 
     none: how a person leaves it open there.
     """
-    methods = f"{' and '.join(known.methods)}: " if known.methods else ""
+    text = known.help
+    if known.methods:
+        text = f"{text[0].lower()}{text[1:]}" if text[1].islower() else text
+        text = f"{' and '.join(known.methods)}: {text}"
     unset = f" {none[:1].upper()}{none[1:]}: {known.unset}." if known.unset else ""
-    return f"{methods}{known.help}{unset}"
+    return f"{text}{unset}"
 
 
 def _groups() -> list[tuple[str, list[Setting]]]:

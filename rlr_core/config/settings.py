@@ -105,7 +105,7 @@ class MethodConfig(Settings):
     )
     start: Literal["uniform", "gradient_norm", "range"] = setting(
         "uniform",
-        "Where the window starts: anywhere, where gradients have been long, or within start_range.",
+        "Where the window starts: anywhere, where gradients have been long, or within a range.",
         methods=("rlr",),
     )
     start_range: list[int] | None = setting(
@@ -288,7 +288,8 @@ class OptimizerConfig(Settings):
     )
     learning_rate: float = setting(
         3e-4,
-        "Size of an update. Too high: pictures fall apart; too low: nothing happens.",
+        "Size of an update: 3e-4 is careful, 1e-3 suits small models. Too high: pictures fall apart; too "
+        "low: nothing happens.",
         ge=1e-12,
         le=1,
         step=1e-5,

@@ -3,7 +3,7 @@
 scenes.py   the world: pictures of one or two coloured shapes, and their captions
 judge.py    reads a picture's pixels and says whether it shows what its prompt says
 reward.py   a small CLIP that scores the same, differentiably
-build.py    `python -m rlr_core.demo.build` trains everything in `weights/`
+build/      `python -m rlr_core.demo.build` trains everything in `weights/`
 """
 
 from __future__ import annotations

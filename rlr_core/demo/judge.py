@@ -1,8 +1,8 @@
 """A judge that looks: does the picture show what its prompt says? It reads pixels; it has no weights to fool.
 
-Shapes are the connected regions that differ from the background. Each gets the colour most of its inner
-pixels have and the kind whose drawing, of the same area and centre, covers it best; relations are read off
-the centres. A picture is right (1.0) only if it shows exactly the shapes of its prompt, well formed, in its
+Shapes are the connected regions that differ from the background. Each gets the color most of its inner
+pixels have and the kind whose drawing, of the same area and center, covers it best; relations are read off
+the centers. A picture is right (1.0) only if it shows exactly the shapes of its prompt, well formed, in its
 relation.
 """
 
@@ -20,16 +20,16 @@ from rlr_core.rewards.base import Reward
 
 from .scenes import COLORS, KINDS, OFFSETS, SIZE, Scene, Thing, coverage, parse
 
-FOREGROUND = 0.22  # how far a pixel's colour is from the background's to belong to a shape
+FOREGROUND = 0.22  # how far a pixel's color is from the background's to belong to a shape
 SPECK = 16  # regions of fewer pixels are dust, and are not counted
 SHAPE_FIT = 0.80  # least overlap (intersection over union) of a shape with the drawing of its kind
-COLOR_FIT = 0.30  # greatest distance of a shape's mean colour from the colour it is called
-COLOR_AGREES = 0.80  # least part of a shape's inner pixels that have its colour
+COLOR_FIT = 0.30  # greatest distance of a shape's mean color from the color it is called
+COLOR_AGREES = 0.80  # least part of a shape's inner pixels that have its color
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A shape found in a picture, its centre in pixels; `thing` is None where it is no shape or colour of the
+    """A shape found in a picture, its center in pixels; `thing` is None where it is no shape or color of the
     world."""
 
     thing: Thing | None
@@ -51,18 +51,18 @@ class DemoJudge(Reward):
 
         Raises UserError where a prompt is no caption of the demo's world."""
         scenes = [parse(prompt) for prompt in prompts]
-        verdicts = [shows(found, scene) for found, scene in zip(look(images), scenes, strict=True)]
+        verdicts = [shows(shapes, scene) for shapes, scene in zip(look(images), scenes, strict=True)]
         return torch.tensor(verdicts, dtype=torch.float32, device=images.device)
 
 
-def shows(found: list[Seen], scene: Scene) -> bool:
+def shows(shapes: list[Seen], scene: Scene) -> bool:
     """Whether what was seen is exactly the scene."""
-    if scene.second is None:
-        return len(found) == 1 and found[0].thing == scene.first
-    if len(found) != 2:
+    if scene.second is None or scene.relation is None:
+        return len(shapes) == 1 and shapes[0].thing == scene.first
+    if len(shapes) != 2:
         return False
     dx, dy = OFFSETS[scene.relation]
-    for first, second in (found, found[::-1]):
+    for first, second in (shapes, shapes[::-1]):
         along = (first.x - second.x) * dx + (first.y - second.y) * dy
         across = abs(first.x - second.x) * abs(dy) + abs(first.y - second.y) * abs(dx)
         if (first.thing, second.thing) == (scene.first, scene.second) and along > across:
@@ -101,7 +101,7 @@ def look(images: Tensor) -> list[list[Seen]]:
     kind, kind_good = _kinds(masks, area, x, y)
 
     names = list(COLORS)
-    found = []
+    pictures = []
     for b in range(len(images)):
         shapes = [Seen(None, math.nan, math.nan)] if more[b] else []
         for i in range(2):
@@ -109,8 +109,8 @@ def look(images: Tensor) -> list[list[Seen]]:
                 good = color_good[b, i] and kind_good[b, i]
                 thing = Thing(names[color[b, i]], KINDS[kind[b, i]]) if good else None
                 shapes.append(Seen(thing, float(x[b, i]), float(y[b, i])))
-        found.append(shapes)
-    return found
+        pictures.append(shapes)
+    return pictures
 
 
 def connected_regions(mask: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def _run_maximum(labels: Tensor, mask: Tensor, dim: int, backward: bool = False)
 
 
 def _colors(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The colour [B, K] (an index) of the inner pixels of each of K regions, and whether it is one of the
+    """The color [B, K] (an index) of the inner pixels of each of K regions, and whether it is one of the
     world's."""
     inner = _eroded(_eroded(masks)).flatten(2).float()  # [B, K, 4096]
     count = inner.sum(2).clamp(min=1)
@@ -165,9 +165,9 @@ def _eroded(masks: Tensor) -> Tensor:
 
 
 def _kinds(masks: Tensor, area: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The kind [B, K] (an index) whose drawing, of the same area and centre, overlaps each region most, and
+    """The kind [B, K] (an index) whose drawing, of the same area and center, overlaps each region most, and
     whether it overlaps well."""
-    # the radius with which each kind has this area, and how far its centre of mass is below its centre
+    # the radius with which each kind has this area, and how far its center of mass is below its center
     radius = torch.stack([(area / unit).sqrt() for unit in (math.pi, 1.8**2, 1.05 * 1.9)])  # [3, B, K]
     below = radius * torch.tensor([0.0, 0.0, 0.85 - 1.9 / 3])[:, None, None]
     fits = []

@@ -1,19 +1,22 @@
 """The demo's reward: a small CLIP that says how surely a picture shows what its prompt says.
 
-It is an `open_clip` model of half a million parameters, trained (train_reward.py) so that the cosine of a
+It is an `open_clip` model of half a million parameters, trained (build/reward.py) so that the cosine of a
 picture and a caption crosses a fixed threshold where they match. The score is the probability of that match.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
 
 from . import reward_path
@@ -29,9 +32,9 @@ class DemoReward(Reward):
     needs_prompt = True
     range = (0.0, 1.0)
 
-    def __init__(self, folder: str | Path | None = None, device: str | torch.device = "cpu"):
-        """folder: of the reward's config and weights (None: the built-in one)."""
-        self.clip, self.tokenize = load_demo_clip(device, folder)
+    def __init__(self, folder: str | os.PathLike | None = None):
+        """folder: of the reward's config and weights; None is the built-in one."""
+        self.clip, self.tokenize = load_demo_clip(folder)
         self.known: dict[str, Tensor] = {}  # unit embedding of each prompt seen
 
     def to(self, device: str | torch.device) -> DemoReward:
@@ -62,7 +65,7 @@ SOFTNESS = 0.5
 """Flattens the probability, so that a picture that is surely wrong still has a gradient."""
 
 
-def match_logit(clip: nn.Module, cosine: Tensor) -> Tensor:
+def match_logit(clip: Any, cosine: Tensor) -> Tensor:
     """Log-odds that picture and caption match, from their cosine."""
     return clip.logit_scale.exp() * cosine + clip.logit_bias
 
@@ -76,17 +79,23 @@ def normalized(images: Tensor) -> Tensor:
 
 
 def load_demo_clip(
-    device: str | torch.device = "cpu", folder: str | Path | None = None
-) -> tuple[nn.Module, Callable[[Sequence[str]], Tensor]]:
-    """The frozen float32 `open_clip` model and its tokenizer: prompts -> tokens [B, 12] int64."""
+    folder: str | os.PathLike | None = None,
+) -> tuple[Any, Callable[[Sequence[str]], Tensor]]:
+    """The frozen float32 `open_clip` model and its tokenizer: prompts -> tokens [B, 12] int64.
+
+    folder: None is the built-in one. Raises UserError for a folder that holds no such model.
+    """
     from open_clip.model import CLIP
     from safetensors.torch import load_file
 
-    folder = Path(folder) if folder else reward_path()
+    folder = reward_path() if folder is None else Path(folder)
+    for name in ("open_clip_config.json", "model.safetensors", "tokenizer"):
+        if not (folder / name).exists():
+            raise UserError(f"{folder} is not a folder of the demo's reward: it holds no {name}.")
     clip = CLIP(**json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"])
     weights = load_file(folder / "model.safetensors")
     clip.load_state_dict({name: value.float() for name, value in weights.items()})
-    return clip.to(device).eval().requires_grad_(False), load_tokenize(folder / "tokenizer")
+    return clip.eval().requires_grad_(False), load_tokenize(folder / "tokenizer")
 
 
 def load_tokenize(folder: Path) -> Callable[[Sequence[str]], Tensor]:

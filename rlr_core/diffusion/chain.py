@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,11 +19,19 @@ from rlr_core.diffusion.losses import share_of
 from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel
 
 
-class Chain:
-    """x_{t-1} = mu(x_t, t, c_t) + sigma_t z_t for one model, one sampler and one guidance scale.
+class ChainLike(Protocol):
+    """What rollouts and gradients need of a chain."""
 
-    The gradients room needs no more than this of a chain: T, sigma(t) and mean(x, t, conditioning).
-    """
+    @property
+    def T(self) -> int: ...
+
+    def sigma(self, t: int) -> float: ...
+
+    def mean(self, x: Tensor, t: int, conditioning: Conditioning) -> Tensor: ...
+
+
+class Chain:
+    """x_{t-1} = mu(x_t, t, c_t) + sigma_t z_t for one model, one sampler and one guidance scale."""
 
     def __init__(self, model: DiffusionModel, steps: Sequence[Step], guidance: float = 1.0):
         """steps: T of them, noisiest first, as `model.schedule` gives them."""

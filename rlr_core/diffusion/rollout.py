@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlr_core.diffusion.chain import Chain
+from rlr_core.diffusion.chain import ChainLike
 from rlr_core.diffusion.conditioning import Conditioning
 
 
@@ -32,7 +32,7 @@ class Noise:
     def at(self, t: int) -> Tensor:
         """z_t, [B, ...]."""
         draws = [self._generator(seed, t).standard_normal(self.shape, np.float32) for seed in self.seeds]
-        return torch.from_numpy(np.stack(draws)).to(self.device)
+        return torch.from_numpy(np.stack(draws)).to(self.device, non_blocking=True)  # no wait for the GPU
 
     @staticmethod
     def _generator(seed: int, t: int) -> np.random.Generator:
@@ -57,7 +57,7 @@ class Trajectory:
 
 @torch.no_grad()
 def rollout(
-    chain: Chain,
+    chain: ChainLike,
     noise: Noise,
     conditioning: Conditioning,
     *,

@@ -16,6 +16,7 @@ from rlr_core.common.distributed import World
 from rlr_core.config import EvaluationConfig
 from rlr_core.diffusion.chain import Chain, EvaluationCounts
 from rlr_core.diffusion.conditioning import PromptBook
+from rlr_core.errors import UserError
 from rlr_core.evaluation import measures
 from rlr_core.evaluation.measures import Evaluation
 from rlr_core.rewards.base import Reward
@@ -43,6 +44,14 @@ class HeldOut:
         """prompts: numbers in the book; keep: pictures to hold on to; averaged: context in which the adapter
         is as it will be saved; adapter_state: copies of its weights."""
         self.chain, self.reward, self.judge, self.book = chain, reward, judge, book
+        named = {"reward": reward, "judge": judge}
+        stand_ins = {name: _evaluable(r) for name, r in named.items() if r is not None}
+        self.rewards = {name: r for name, r in stand_ins.items() if r is not None}
+        if self.judged_by not in self.rewards:
+            raise UserError(
+                f"Reward {reward.name!r} cannot be asked about held-out pictures: name a judge that "
+                f"can, with evaluation.judge."
+            )
         self.settings, self.latent_shape, self.keep, self.world = settings, latent_shape, keep, world
         self.averaged, self.adapter_state = averaged, adapter_state
         index, self.seeds = measures.plan(len(prompts), settings.samples, seed)
@@ -60,14 +69,11 @@ class HeldOut:
 
     def evaluate(self, on_progress: Callable[[int, int], None] | None = None) -> Evaluation:
         """Evaluate the adapter as it would be saved now."""
-        rewards: dict[str, Reward] = {"reward": self._evaluable(self.reward)}
-        if self.judge is not None:
-            rewards["judge"] = self._evaluable(self.judge)
         state, counts = self.reward.state_dict(), self.chain.evaluations
         self.chain.evaluations = EvaluationCounts()  # what evaluations cost is not the training's
         with self.averaged():
             evaluation = measures.evaluate(
-                self.chain, rewards, self.book.texts(self.chosen), self.seeds,
+                self.chain, self.rewards, self.book.texts(self.chosen), self.seeds,
                 lambda places: self.book.conditioning([self.chosen[i] for i in places]), self.latent_shape,
                 batch=self.settings.batch, device=self.book.device, keep=self.keep,
                 on_progress=on_progress, world=self.world,
@@ -76,11 +82,6 @@ class HeldOut:
         self.chain.evaluations = counts
         self._take_in(evaluation)
         return evaluation
-
-    @staticmethod
-    def _evaluable(reward: Reward) -> Reward:
-        """The reward, or what stands in for one that cannot be asked about held-out pictures."""
-        return reward if reward.evaluable or reward.surrogate is None else reward.surrogate
 
     def _take_in(self, evaluation: Evaluation) -> None:
         """Remember it, and whether its judge is significantly below the best, if that is to stop the run."""
@@ -98,16 +99,16 @@ class HeldOut:
 
     def row(self, evaluation: Evaluation) -> dict[str, Any]:
         """An evaluation as entries of metrics.jsonl."""
-        judged, held_out = evaluation.estimate(self.judged_by), evaluation.estimate("reward")
-        return {
-            "judge/mean": judged.mean,
-            "judge/low": judged.low,
-            "judge/high": judged.high,
-            "reward/held_out": held_out.mean,
-            "reward/held_out_low": held_out.low,
-            "reward/held_out_high": held_out.high,
-            "diversity": evaluation.diversity,
-        }
+        judged = evaluation.estimate(self.judged_by)
+        row = {"judge/mean": judged.mean, "judge/low": judged.low, "judge/high": judged.high}
+        if "reward" in evaluation.scores:
+            held_out = evaluation.estimate("reward")
+            row |= {
+                "reward/held_out": held_out.mean,
+                "reward/held_out_low": held_out.low,
+                "reward/held_out_high": held_out.high,
+            }
+        return row | {"diversity": evaluation.diversity}
 
     def to_state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Groups of tensors and JSON values that `from_state` takes back."""
@@ -126,3 +127,8 @@ class HeldOut:
         self.before, self.latest = kept.get("before"), kept.get("latest")
         if "best" in kept:
             self.best = (kept["best"], groups["best_adapter"])
+
+
+def _evaluable(reward: Reward) -> Reward | None:
+    """The reward, or what stands in for one that cannot be asked about held-out pictures."""
+    return reward if reward.evaluable else reward.surrogate

@@ -167,5 +167,5 @@ def diversity(images: Tensor, prompts: Sequence[str]) -> float | None:
 def _thumbnails(images: Tensor) -> Tensor:
     """Pictures [B, ..., H, W] averaged down to [B, C, h, w], h and w at most THUMBNAIL."""
     flat = images.flatten(1, -3)
-    size = [min(THUMBNAIL, side) for side in flat.shape[-2:]]
-    return F.adaptive_avg_pool2d(flat, size)
+    height, width = (min(THUMBNAIL, side) for side in flat.shape[-2:])
+    return F.adaptive_avg_pool2d(flat, (height, width))

@@ -9,7 +9,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlr_core.common.images import to_pil
 
@@ -30,6 +30,8 @@ def plot_reward(
 
     rows: of metrics.jsonl. Panels without a value are left out. reward, judge: their names, for the titles.
     """
+    from matplotlib.ticker import MaxNLocator
+
     panels = [
         (_draw_reward, "reward/mean", _title("training reward", reward), BLUE),
         (_draw_judge, "judge/mean", _title("held-out judge", judge), ORANGE),
@@ -49,7 +51,7 @@ def plot_reward(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8, colors=INK, labelbottom=number == len(panels) - 1)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if number == len(panels) - 1:
             axes.set_xlabel("update", fontsize=9, color=INK)
     figure.savefig(path, dpi=150, format="png")
@@ -73,7 +75,7 @@ def plot_before_after(
     height = tile * pictures[0].height / pictures[0].width
     block = head + 2 * (height + foot) + 0.1
     width, total = left + columns * (tile + 0.12) + 0.05, blocks * block + 0.1
-    figure = _figure(width, total, layout="none")
+    figure = _figure(width, total, layout=None)
     for number in range(count):
         row, column = divmod(number, columns)
         x, top = left + column * (tile + 0.12), row * block + 0.06
@@ -167,7 +169,7 @@ def _smoothed(values: Sequence[float], reach: int) -> list[float]:
 # --- small things ---
 
 
-def _figure(width: float, height: float, layout: str = "constrained") -> Figure:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout, facecolor="white")

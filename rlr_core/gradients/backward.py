@@ -22,20 +22,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rlr_core.diffusion.chain import ChainLike
 from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.rollout import Trajectory
 from rlr_core.gradients.plan import Plan
-
-
-class ChainLike(Protocol):
-    """What the gradients room needs of a chain."""
-
-    @property
-    def T(self) -> int: ...
-
-    def sigma(self, t: int) -> float: ...
-
-    def mean(self, x: Tensor, t: int, conditioning: Conditioning) -> Tensor: ...
 
 
 class Observer(Protocol):
@@ -56,9 +46,6 @@ class Signals:
     """p_1 = dR/dx_0 [B, ...]; None for a black-box reward without a surrogate."""
     residual: Tensor | None = None
     """[B] advantage of what the surrogate leaves over, R - S; None without a surrogate."""
-
-    def select(self, index: Tensor) -> Signals:
-        return Signals(*(None if part is None else part[index] for part in vars(self).values()))
 
 
 @dataclass
@@ -114,16 +101,17 @@ def backward(
     device, batch = x0.device, x0.shape[0]
     totals = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     pathwise = torch.zeros_like(x0) if signals.pathwise is None else signals.pathwise
-    result = BackwardResult(totals, *(torch.zeros((), device=device) for _ in range(3)), pathwise)
+    kl, ratio_error, clipped = torch.zeros(3, device=device)
+    result = BackwardResult(totals, kl, ratio_error, clipped, pathwise)
     residual = None if signals.residual is None else torch.zeros_like(x0)
     visited = plan.visited
-    lam_of, weight_of = plan.lam.to(device), plan.weight.to(device)
+    lam_of, weight_of = (part.to(device, non_blocking=True) for part in (plan.lam, plan.weight))
 
     for t in steps:
         index = visited[t].nonzero().flatten()
         if not len(index):
             continue
-        index = index.to(device)
+        index = index.to(device, non_blocking=True)
         everyone = len(index) == batch
         pick = (lambda tensor: tensor) if everyone else (lambda tensor, index=index: tensor[index])
         sigma = chain.sigma(t)
@@ -155,7 +143,7 @@ def backward(
         kl_cotangent = _kl_cotangent(chain, t, sigma, x, mu, conditioning, weight, regularization, result)
         gradients = _vjp(mu, x, parameters, mixed, residual_cotangent, kl_cotangent, weight, propagate,
                                t < chain.T and chain.sigma(t + 1) <= 0)  # fmt: skip
-        if propagate:
+        if gradients.x is not None:
             pathwise = _put(pathwise, index, gradients.x, everyone)
         if residual is not None:
             passed_on = gradients.residual if gradients.residual is not None else torch.zeros_like(x)

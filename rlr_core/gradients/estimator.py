@@ -6,7 +6,7 @@ so does what a method is: whoever uses it brings the plans.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -18,14 +18,20 @@ from rlr_core.common.distributed import Alone, World
 from rlr_core.common.pending import Pending
 from rlr_core.common.random_streams import seeds
 from rlr_core.config import MethodConfig
+from rlr_core.diffusion.chain import ChainLike
 from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.rollout import Trajectory, rollout
 from rlr_core.gradients.advantages import advantages
-from rlr_core.gradients.backward import BackwardResult, ChainLike, Regularization, Signals, backward
+from rlr_core.gradients.backward import BackwardResult, Regularization, Signals, backward
 from rlr_core.gradients.plan import Plan
 from rlr_core.gradients.samples import Batch, GradientEstimate, Rollout, Rollouts, Score, Scores
 from rlr_core.gradients.statistics import RunningStatistics, Statistics, mixing_share
 from rlr_core.gradients.zeroth_order import Perturbation
+
+
+def _known(value: Tensor | None) -> Tensor:
+    assert value is not None, "parts of one batch are scored alike"
+    return value
 
 
 def _nobody(phase: str, done: int, total: int) -> None:
@@ -37,7 +43,7 @@ class Problem:
     """What is to be optimized, as far as gradients know it."""
 
     chain: ChainLike
-    parameters: list[Tensor]
+    parameters: Sequence[Tensor]
     score: Score
     pathwise: bool
     """Whether the score can give a gradient (the reward's or its surrogate's)."""
@@ -107,7 +113,7 @@ class Estimator:
         rewards = self._gather(parts, batch.size, lambda scores: scores.reward)
         surrogates = None
         if parts and parts[0].scores.surrogate is not None:
-            surrogates = self._gather(parts, batch.size, lambda scores: scores.surrogate)
+            surrogates = self._gather(parts, batch.size, lambda scores: _known(scores.surrogate))
         return Rollouts(batch, parts, rewards, surrogates, step)
 
     def _chunks(self, groups: np.ndarray) -> Iterator[Tensor]:
@@ -302,7 +308,7 @@ class Estimator:
         for part, signal in zip(rollouts.parts, signals, strict=True):
             score = part.trajectory.noises[t] / self.sigmas[t - 1]
             advantage = signal.advantage.view(-1, *[1] * (score.ndim - 1))
-            observed.cotangents(t, signal.pathwise, advantage * score)
+            observed.cotangents(t, _known(signal.pathwise), advantage * score)
         totals = observed.totals(self.world.sum)
         return mixing_share(totals["pathwise"][t], totals["score_function"][t])
 

@@ -31,7 +31,8 @@ class Batch:
 
     def texts(self, index: Tensor) -> list[str]:
         """The prompts of some of them, by index [N]."""
-        return [self.prompts[i] for i in index.tolist()]
+        places: list[int] = index.tolist()
+        return [self.prompts[place] for place in places]
 
 
 @dataclass

@@ -54,10 +54,8 @@ class Rlr(WalkMethod):
             start, end = torch.as_tensor(tiles[s.rng.integers(len(tiles), size=s.batch)]).T
             factor, first_tile = float(len(tiles)), int(tiles[0, 0])
         else:
-            bounds = s.options.start_range
-            starts = draw_starts(
-                s.options.start, noisy, s.batch, s.rng, s.running.norms(), tuple(bounds) if bounds else None
-            )
+            bounds = (s.options.start_range[0], s.options.start_range[1]) if s.options.start_range else None
+            starts = draw_starts(s.options.start, noisy, s.batch, s.rng, s.running.norms(), bounds)
             if remainder == "zeroth_order":  # a perturbation's steps are those of all its trajectories
                 starts = starts[s.groups]
             start, end = torch.as_tensor(starts), torch.as_tensor(starts) + h

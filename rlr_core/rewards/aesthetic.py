@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
-from rlr_core.rewards.files import WeightFile, fill, locate, read_tensors
-from rlr_core.rewards.towers.clip import ImageTower, on_no_memory
+from rlr_core.rewards.files import WeightFile, locate, read_tensors
+from rlr_core.rewards.towers.clip import CLIP_L, ImageTower
 from rlr_core.rewards.towers.clip_layout import read_clip
 from rlr_core.rewards.towers.preprocess import crop_shorter_side
+from rlr_core.rewards.towers.score_head import score_head
 
 HEAD = WeightFile(
     "weights",
     ("sac+logos+ava1-l14-linearMSE.pth",),
     "the aesthetic v2 head (five linear layers on 768 CLIP features)",
     "https://github.com/christophschuhmann/improved-aesthetic-predictor (sac+logos+ava1-l14-linearMSE.pth)",
-)
-CLIP_L = WeightFile(
-    "clip",
-    (
-        "clip-vit-large-patch14.safetensors",
-        "clip-vit-large-patch14",
-        "clip_vision_l.safetensors",
-        "ViT-L-14.safetensors",
-    ),
-    "OpenAI's CLIP ViT-L/14, image tower (ComfyUI's clip_vision file will do)",
-    "https://huggingface.co/openai/clip-vit-large-patch14 (model.safetensors, renamed)",
 )
 
 
@@ -55,7 +44,7 @@ class Aesthetic(Reward):
     ):
         """weights: the head's file; clip: the CLIP file; dtype, checkpointing: see ImageTower."""
         path = locate(HEAD, weights)
-        self.head = head_from(read_tensors(path, HEAD), path, HEAD)
+        self.head = score_head(read_tensors(path, HEAD), path, HEAD)
         clip_file = read_clip(locate(CLIP_L, clip), CLIP_L, quick_gelu=True)
         self.tower = ImageTower(clip_file, CLIP_L, dtype, checkpointing)
         features = self.tower.sizes.output_dim
@@ -76,25 +65,3 @@ class Aesthetic(Reward):
         with torch.inference_mode(False):
             self.head.to(device)
         return self
-
-
-def head_from(
-    tensors: dict[str, Tensor], path: Path, needed: WeightFile, prefix: str = "layers."
-) -> nn.Module:
-    """The linear layers named `prefix`0, 2, 4, 6 and 7 (between them dropouts, idle here), in float32."""
-    linear = [
-        name for name in (f"{prefix}{index}" for index in (0, 2, 4, 6, 7)) if f"{name}.weight" in tensors
-    ]
-    sizes = [tensors[f"{name}.weight"].shape for name in linear]
-    with on_no_memory():
-        head = nn.Sequential(*(nn.Linear(wide, narrow) for narrow, wide in sizes))
-    renamed = {
-        f"{index}.{kind}": tensors[f"{name}.{kind}"].float()
-        for index, name in enumerate(linear)
-        for kind in ("weight", "bias")
-        if f"{name}.{kind}" in tensors
-    }
-    fits = all(wide[0] == narrow[1] for wide, narrow in zip(sizes, sizes[1:], strict=False))
-    if len(linear) != 5 or not fits or sizes[-1][0] != 1:
-        raise UserError(f"{path} is not {needed.what}. {needed.advice()}")
-    return fill(head, renamed, path, needed)

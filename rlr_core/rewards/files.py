@@ -11,7 +11,7 @@ import pickle
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from rlr_core.errors import UserError
 FOLDERS_VARIABLE = "RLR_REWARD_MODELS"
 DEFAULT_FOLDER = Path("models") / "reward_models"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+Network = TypeVar("Network", bound=nn.Module)
 INSIDE_A_FOLDER = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -56,26 +57,26 @@ def folders() -> list[Path]:
     return listed or [DEFAULT_FOLDER]
 
 
-def locate(needed: WeightFile, given: str | os.PathLike | None = None, beside: Path | None = None) -> Path:
-    """The file's path: `given` (a path, or a name inside the folders), else the first usual name found.
+def locate(needed: WeightFile, path: str | os.PathLike | None = None, beside: Path | None = None) -> Path:
+    """Where the file is: `path` (itself, or a name inside the folders), else the first usual name found.
 
     beside: another file of the same reward; the usual names are looked for in its folder first.
     Raises UserError that says what is missing, where to get it and where it goes.
     """
-    names = _with_twins(needed.names) if given is None else (os.fspath(given),)
-    if given is None and beside is not None:
+    names = _with_twins(needed.names) if path is None else (os.fspath(path),)
+    if path is None and beside is not None:
         for name in names:
             if (beside.parent / Path(name).name).is_file():
                 return beside.parent / Path(name).name
-    for base in [Path()] * (given is not None) + folders():
+    for base in [Path()] * (path is not None) + folders():
         for name in names:
-            found = _inside(base / name)
-            if found is not None:
-                return found
-    looked = " or ".join(str(folder) for folder in folders())
-    if given is not None:
-        raise UserError(f"{given} is not there (it should be {needed.what}). {needed.advice()}")
-    raise UserError(f"{needed.names[0]} ({needed.what}) is not in {looked}. {needed.advice()}")
+            file = _inside(base / name)
+            if file is not None:
+                return file
+    searched = " or ".join(str(folder) for folder in folders())
+    if path is not None:
+        raise UserError(f"{path} is not there (it should be {needed.what}). {needed.advice()}")
+    raise UserError(f"{needed.names[0]} ({needed.what}) is not in {searched}. {needed.advice()}")
 
 
 def _with_twins(names: Iterable[str]) -> list[str]:
@@ -179,15 +180,15 @@ def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path, needed: WeightFile) -> nn.Module:
+def fill(module: Network, tensors: dict[str, Tensor], path: Path, needed: WeightFile) -> Network:
     """Put a file's tensors into a module built on no memory; frozen, in eval mode.
 
     Every tensor must have its place and every place its tensor, of the same shape; else UserError.
     """
-    want = module.state_dict()
-    missing = [name for name in want if name not in tensors]
-    extra = [name for name in tensors if name not in want]
-    wrong = [name for name in want if name in tensors and tensors[name].shape != want[name].shape]
+    places = module.state_dict()
+    missing = [name for name in places if name not in tensors]
+    extra = [name for name in tensors if name not in places]
+    wrong = [name for name in places if name in tensors and tensors[name].shape != places[name].shape]
     if missing or extra or wrong:
         raise wrong_architecture(path, needed, missing, extra, wrong)
     module.load_state_dict(tensors, assign=True)

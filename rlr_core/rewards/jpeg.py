@@ -15,7 +15,7 @@ from torch import Tensor
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
 
-# JPEG's example quantisation tables, ITU-T T.81 annex K.1, which libjpeg scales by the quality.
+# JPEG's example quantization tables, ITU-T T.81 annex K.1, which libjpeg scales by the quality.
 LUMA_TABLE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -78,15 +78,15 @@ class Compressibility(_JpegSize):
 class JpegProxy(Reward):
     """sign * an estimate of the JPEG's kilobytes, differentiable: 2.5 bits * sum of log2(1 + |c| / q).
 
-    c are the 8x8 DCT coefficients of the three YCbCr planes (colour planes halved, as in a JPEG), q the
-    quantisation steps at that quality. Pictures whose sides are no multiple of 16 are extended at the border.
+    c are the 8x8 DCT coefficients of the three YCbCr planes (color planes halved, as in a JPEG), q the
+    quantization steps at that quality. Pictures whose sides are no multiple of 16 are extended at the border.
     """
 
     name = "jpeg_proxy"
 
     def __init__(self, quality: int = 95, sign: float = 1.0):
         self.sign = sign
-        self.steps = [quantisation(LUMA_TABLE, quality), *[quantisation(CHROMA_TABLE, quality)] * 2]
+        self.steps = [quantization(LUMA_TABLE, quality), *[quantization(CHROMA_TABLE, quality)] * 2]
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         height, width = images.shape[-2:]
@@ -103,7 +103,7 @@ class JpegProxy(Reward):
 
 
 def jpeg_bytes(image: Tensor, quality: int) -> int:
-    """Bytes of one picture [3, H, W] in [0, 1], rounded to 8 bits, as a JPEG with 4:2:0 colour."""
+    """Bytes of one picture [3, H, W] in [0, 1], rounded to 8 bits, as a JPEG with 4:2:0 color."""
     from PIL import Image
 
     pixels = (image.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
@@ -112,8 +112,8 @@ def jpeg_bytes(image: Tensor, quality: int) -> int:
     return file.tell()
 
 
-def quantisation(table: Sequence[Sequence[int]], quality: int) -> Tensor:
-    """Quantisation steps [8, 8] at libjpeg's quality 1..100."""
+def quantization(table: Sequence[Sequence[int]], quality: int) -> Tensor:
+    """Quantization steps [8, 8] at libjpeg's quality 1..100."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     return ((torch.tensor(table) * percent + 50) // 100).clamp(1, 255).float()
 

@@ -1,6 +1,6 @@
 """Rewards without weights that read one property off a picture's pixels. All are differentiable.
 
-A negative weight in `combine` turns any of them round: darkness, blur, roughness.
+A negative weight in `combine` reverses any of them: darkness, blur, roughness.
 """
 
 from __future__ import annotations
@@ -13,29 +13,23 @@ from torch import Tensor
 
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
+from rlr_core.rewards.towers.preprocess import luminance
 
 CHANNELS = ("red", "green", "blue")
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 TINY = 1e-8  # keeps the slope of a square root finite where a picture is flat
 
 
-def luminance(images: Tensor) -> Tensor:
-    """Luma [..., H, W] in [0, 1] of images [..., 3, H, W]."""
-    weights = torch.tensor(LUMA, device=images.device)[:, None, None]
-    return (images.float() * weights).sum(-3)
-
-
-class MeanColour(Reward):
+class MeanColor(Reward):
     """Mean of one channel minus the mean of the other two, in [-1, 1]: white is no redder than black."""
 
-    name = "mean_colour"
+    name = "mean_color"
     range = (-1.0, 1.0)
 
     def __init__(self, channel: str = "red"):
         """channel: red, green or blue."""
         if channel not in CHANNELS:
             raise UserError(
-                f"Reward 'mean_colour': channel must be one of {', '.join(CHANNELS)}, not {channel!r}."
+                f"Reward 'mean_color': channel must be one of {', '.join(CHANNELS)}, not {channel!r}."
             )
         self.channel = CHANNELS.index(channel)
 
@@ -62,8 +56,8 @@ class Saturation(Reward):
     range = (0.0, 1.0)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        low, high = images.float().aminmax(dim=1)
-        return (high - low).mean((-2, -1))
+        images = images.float()
+        return (images.amax(1) - images.amin(1)).mean((-2, -1))  # torch 2.11 cannot differentiate aminmax
 
 
 class Contrast(Reward):
@@ -77,7 +71,7 @@ class Contrast(Reward):
 
 
 class Sharpness(Reward):
-    """Root mean square of the luma's Laplacian (four neighbours), in [0, 4]; 0 where flat or a ramp."""
+    """Root mean square of the luma's Laplacian (four neighbors), in [0, 4]; 0 where flat or a ramp."""
 
     name = "sharpness"
     range = (0.0, 1.0)
@@ -89,7 +83,7 @@ class Sharpness(Reward):
 
 
 class TotalVariation(Reward):
-    """Minus the mean absolute difference of neighbours, right plus below, in [-2, 0]; 0 where flat."""
+    """Minus the mean absolute difference of neighbors, right plus below, in [-2, 0]; 0 where flat."""
 
     name = "total_variation"
     range = (-0.5, 0.0)

@@ -9,7 +9,7 @@ from torch import Tensor
 class Running:
     """Mean and standard deviation of the scores of the updates so far, older ones forgotten slowly.
 
-    `see` notes scores; only `commit`, between updates, moves the mean and the deviation. Until the first
+    `observe` notes scores; only `commit`, between updates, moves the mean and the deviation. Until the first
     commit the middle and a quarter of the plausible range stand in, or 0 and 1 where that has no ends.
     """
 
@@ -20,24 +20,28 @@ class Running:
         self.mean, self.std = ((low + high) / 2, (high - low) / 4) if bounded else (0.0, 1.0)
         self.memory = memory
         self.sums = torch.zeros(3, dtype=torch.float64)  # weight, weighted sum, weighted sum of squares
-        self.seen = torch.zeros(3, dtype=torch.float64)
+        self.observed = torch.zeros(3, dtype=torch.float64)
 
-    def see(self, scores: Tensor) -> None:
+    def observe(self, scores: Tensor) -> None:
         """Note scores [B] of the update under way."""
         values = scores.detach().double().cpu()
-        self.seen += torch.stack(
+        self.observed += torch.stack(
             [torch.tensor(float(len(values))).double(), values.sum(), values.square().sum()]
         )
 
     def commit(self) -> None:
-        """Take in what was seen since the last commit."""
-        if self.seen[0] == 0:
+        """Take in what was observed since the last commit."""
+        if self.observed[0] == 0:
             return
-        self.sums = self.memory * self.sums + self.seen
-        self.seen = torch.zeros_like(self.seen)
+        self.sums = self.memory * self.sums + self.observed
+        self.forget()
         self._read()
 
-    def standardise(self, scores: Tensor) -> Tensor:
+    def forget(self) -> None:
+        """Drop what was observed since the last commit."""
+        self.observed = torch.zeros_like(self.observed)
+
+    def standardize(self, scores: Tensor) -> Tensor:
         """(scores - mean) / std, with the mean and deviation of earlier updates."""
         return (scores - self.mean) / self.std
 
@@ -50,10 +54,10 @@ class Running:
 
     def state(self) -> Tensor:
         """Everything, as eight numbers."""
-        return torch.cat([torch.tensor([self.mean, self.std], dtype=torch.float64), self.sums, self.seen])
+        return torch.cat([torch.tensor([self.mean, self.std], dtype=torch.float64), self.sums, self.observed])
 
     def restore(self, state: Tensor) -> None:
         """The inverse of `state`."""
         state = state.double().cpu()
         self.mean, self.std = state[:2].tolist()
-        self.sums, self.seen = state[2:5].clone(), state[5:8].clone()
+        self.sums, self.observed = state[2:5].clone(), state[5:8].clone()

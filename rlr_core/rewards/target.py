@@ -1,9 +1,10 @@
-"""Rewards for looking like a given colour or picture: in pixels, or in the features of a frozen tower."""
+"""Rewards for looking like a given color or picture: in pixels, or in the features of a frozen tower."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +18,19 @@ from rlr_core.rewards.towers.preprocess import crop_shorter_side, resize
 FEATURE_LAYERS = 4
 
 
-class TargetColour(Reward):
-    """Minus the mean squared distance of the pixels to one colour, in [-1, 0]."""
+class TargetColor(Reward):
+    """Minus the mean squared distance of the pixels to one color, in [-1, 0]."""
 
-    name = "target_colour"
+    name = "target_color"
     range = (-1.0, 0.0)
 
-    def __init__(self, colour: str | Sequence[float] = "#ff8000"):
-        """colour: "#rrggbb", a name that PIL knows, or three numbers in [0, 1]."""
-        self.colour = torch.tensor(parse_colour(colour))
+    def __init__(self, color: str | Sequence[float] = "#ff8000"):
+        """color: "#rrggbb", a name that PIL knows, or three numbers in [0, 1]."""
+        self.color = torch.tensor(parse_color(color))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        colour = self.colour.to(images.device)[:, None, None]
-        return -(images.float() - colour).square().mean((1, 2, 3))
+        color = self.color.to(images.device)[:, None, None]
+        return -(images.float() - color).square().mean((1, 2, 3))
 
 
 class TargetPicture(Reward):
@@ -52,7 +53,7 @@ class TargetPicture(Reward):
         rewards, or ImageReward's timm ViT); a path loads a CLIP file's image tower.
         """
         self.target = read_picture(target)
-        self.tower = None if features is None else _tower(features)
+        self.tower: Any = None if features is None else _tower(features)
         self._reference: Tensor | None = None  # the target's features, once computed
 
     def to(self, device: torch.device | str) -> TargetPicture:
@@ -84,25 +85,24 @@ class TargetPicture(Reward):
         return self._reference
 
 
-def parse_colour(colour: str | Sequence[float]) -> tuple[float, float, float]:
-    """Three numbers in [0, 1] from "#rrggbb", a colour's name, or three numbers. Raises UserError."""
+def parse_color(color: str | Sequence[float]) -> tuple[float, float, float]:
+    """Three numbers in [0, 1] from "#rrggbb", a color's name, or three numbers. Raises UserError."""
     from PIL import ImageColor
 
-    if isinstance(colour, str):
+    if isinstance(color, str):
         try:
-            return tuple(value / 255 for value in ImageColor.getrgb(colour)[:3])
+            red, green, blue = ImageColor.getrgb(color)[:3]
         except ValueError as error:
-            raise UserError(
-                f"{colour!r} is not a colour; use a name such as 'teal', or '#rrggbb'."
-            ) from error
-    values = tuple(float(value) for value in colour)
+            raise UserError(f"{color!r} is not a color; use a name such as 'teal', or '#rrggbb'.") from error
+        return red / 255, green / 255, blue / 255
+    values = tuple(float(value) for value in color)
     if len(values) != 3 or not all(0 <= value <= 1 for value in values):
-        raise UserError(f"A colour is three numbers in [0, 1], not {list(values)}.")
-    return values
+        raise UserError(f"A color is three numbers in [0, 1], not {list(values)}.")
+    return values[0], values[1], values[2]
 
 
 def _cover(images: Tensor, height: int, width: int) -> Tensor:
-    """Images [B, 3, H, W] scaled to cover height x width, centred, the rest cut off."""
+    """Images [B, 3, H, W] scaled to cover height x width, centered, the rest cut off."""
     scale = max(height / images.shape[-2], width / images.shape[-1])
     tall, wide = (
         max(need, round(side * scale)) for need, side in zip((height, width), images.shape[-2:], strict=True)
@@ -114,9 +114,8 @@ def _cover(images: Tensor, height: int, width: int) -> Tensor:
 
 def _tower(features: Reward | str | os.PathLike):
     """The image tower that a loaded reward lends, or that of a CLIP file."""
-    from rlr_core.rewards.aesthetic import CLIP_L
     from rlr_core.rewards.files import locate
-    from rlr_core.rewards.towers.clip import ImageTower
+    from rlr_core.rewards.towers.clip import CLIP_L, ImageTower
     from rlr_core.rewards.towers.clip_layout import read_clip
 
     if isinstance(features, Reward):

@@ -12,18 +12,17 @@ from torch import Tensor
 
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
-from rlr_core.rewards.aesthetic import CLIP_L
 from rlr_core.rewards.base import Reward, per_frame
 from rlr_core.rewards.files import locate
-from rlr_core.rewards.pixels import luminance
-from rlr_core.rewards.towers.clip import ImageTower
+from rlr_core.rewards.towers.clip import CLIP_L, ImageTower
 from rlr_core.rewards.towers.clip_layout import read_clip
-from rlr_core.rewards.towers.preprocess import crop_shorter_side
+from rlr_core.rewards.towers.preprocess import crop_shorter_side, luminance
+from rlr_core.rewards.wrapper import Wrapper
 
 REDUCTIONS = ("mean", "minimum", "softminimum")
 
 
-class OnFrames(Reward):
+class OnFrames(Wrapper):
     """A picture reward on frames spread evenly over the video, both ends included, reduced to one number.
 
     softminimum: -t log(mean(exp(-score / t))), between the mean (large t) and the minimum (small t), with a
@@ -34,8 +33,8 @@ class OnFrames(Reward):
     takes = "videos"
 
     def __init__(self, reward: Any, frames: int | None = 8, reduce: str = "mean", temperature: float = 1.0):
-        """reward: a name, a callable or a Reward; frames: how many, None for all; temperature: t, in units of
-        the reward's score. Raises UserError for settings that cannot work."""
+        """reward: a name, {name: {option: value}}, a callable or a Reward; frames: how many, None for all;
+        temperature: t, in units of the reward's score. Raises UserError for settings that cannot work."""
         if reduce not in REDUCTIONS:
             raise UserError(f"Reward 'video': reduce must be one of {', '.join(REDUCTIONS)}, not {reduce!r}.")
         if frames is not None and frames < 1 or temperature <= 0:
@@ -48,16 +47,22 @@ class OnFrames(Reward):
             raise UserError(
                 f"Reward 'video' samples frames for a picture reward; {self.reward.name!r} takes videos."
             )
+        super().__init__([self.reward])
         self.frames, self.reduce, self.temperature = frames, reduce, temperature
-        self.name = f"video_{self.reward.name}"
-        self.differentiable, self.needs_prompt = self.reward.differentiable, self.reward.needs_prompt
-        self.whole_batch = self.reward.whole_batch
-        self.range, self.files = self.reward.range, self.reward.files
-        if self.reward.surrogate is not None:
-            self.surrogate = OnFrames(self.reward.surrogate, frames, reduce, temperature)
+        self.name, self.range = f"video_{self.reward.name}", self.reward.range
+        self._parts: dict[str, Tensor] = {}
+        self.surrogate = None if self.differentiable else self.make_surrogate()
+
+    def make_surrogate(self) -> OnFrames | None:
+        """The same frames, scored by the reward's surrogate."""
+        if self.reward.surrogate is None:
+            return None
+        return OnFrames(self.reward.surrogate, self.frames, self.reduce, self.temperature)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        scores = per_frame(self.reward, images[:, sampled(images.shape[1], self.frames)], prompts)  # [B, F]
+        frames = images[:, sampled(images.shape[1], self.frames)]
+        scores = per_frame(self.reward, frames, prompts)  # [B, F]
+        self._parts = {name: value.view(scores.shape).mean(1) for name, value in super().parts().items()}
         if self.reduce == "mean":
             return scores.mean(1)
         if self.reduce == "minimum":
@@ -65,27 +70,12 @@ class OnFrames(Reward):
         t = self.temperature
         return -t * ((-scores / t).logsumexp(1) - torch.tensor(scores.shape[1]).log())
 
-    def to(self, device: torch.device | str) -> OnFrames:
-        self.reward.to(device)
-        if self.reward.surrogate is not None:
-            self.reward.surrogate.to(device)
-        return self
-
-    def prepare(self, prompts: Sequence[str]) -> None:
-        self.reward.prepare(prompts)
-
-    def after_update(self) -> None:
-        self.reward.after_update()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.reward.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.reward.load_state_dict(state)
+    def parts(self) -> dict[str, Tensor]:
+        return dict(self._parts)
 
 
 class TemporalFlicker(Reward):
-    """1 - the mean absolute difference of neighbouring frames, in [0, 1], as VBench's temporal_flickering
+    """1 - the mean absolute difference of neighboring frames, in [0, 1], as VBench's temporal_flickering
     (arXiv 2311.17982), which counts in 255ths. A still picture scores 1: pair it with `motion`."""
 
     name = "temporal_flicker"
@@ -133,7 +123,7 @@ class Motion(Reward):
 
 
 class ClipConsistency(Reward):
-    """Mean cosine of neighbouring frames' CLIP embeddings, in [-1, 1], as the video editing papers' frame
+    """Mean cosine of neighboring frames' CLIP embeddings, in [-1, 1], as the video editing papers' frame
     consistency (Esser et al. 2023, arXiv 2302.03011)."""
 
     name = "clip_consistency"

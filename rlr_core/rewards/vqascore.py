@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from rlr_core.errors import UserError
 from rlr_core.rewards.base import Reward
-from rlr_core.rewards.files import WeightFile, fill, locate, read_tensors, select, wrong_architecture
-from rlr_core.rewards.towers.clip import ImageTower, on_no_memory
+from rlr_core.rewards.files import WeightFile, locate, read_tensors, select
+from rlr_core.rewards.towers.clip import ImageTower
 from rlr_core.rewards.towers.clip_layout import as_clip, read_clip
+from rlr_core.rewards.towers.flan_t5 import PAD, flan_t5, patch_projector, t5_tokenizer
 from rlr_core.rewards.towers.precision import as_dtype
 from rlr_core.rewards.towers.preprocess import pad_square
 
@@ -42,7 +42,6 @@ QUESTION = (
     'Does this figure show "{}"? Please answer yes or no. ASSISTANT:',
 )
 ANSWER = "Yes"
-PAD, END = 0, 1  # T5's tokens; the decoder starts from PAD
 MOST_TOKENS = 2048
 
 
@@ -75,7 +74,7 @@ class VQAScore(Reward):
         if self.dtype is torch.float16:
             raise UserError("Reward 'vqascore' overflows in float16; use dtype bfloat16 or float32.")
         path = locate(WEIGHTS, weights)
-        self.encode = _tokenizer(locate(TOKENIZER, tokenizer, beside=path))
+        self.encode = t5_tokenizer(locate(TOKENIZER, tokenizer, beside=path), TOKENIZER)
         tensors = read_tensors(path, WEIGHTS)
         inside = select(tensors, "vision_tower.vision_tower.") or select(tensors, "vision_tower.")
         if inside:
@@ -83,8 +82,9 @@ class VQAScore(Reward):
         else:
             clip, needed = read_clip(locate(VISION, vision), VISION, quick_gelu=True), VISION
         self.tower = ImageTower(clip, needed, self.dtype or torch.float32, checkpointing)
-        self.projector = _projector(select(tensors, "mm_projector."), path)
-        self.t5 = _t5({k: v for k, v in tensors.items() if not k.startswith(("vision_tower.", "mm_"))}, path)
+        self.projector = patch_projector(select(tensors, "mm_projector."), path, WEIGHTS)
+        own = {k: v for k, v in tensors.items() if not k.startswith(("vision_tower.", "mm_"))}
+        self.t5 = flan_t5(own, path, WEIGHTS)
         self.t5.requires_grad_(False)
         if checkpointing:
             renamed = hasattr(self.t5, "activation_checkpointing_enable")  # transformers 5
@@ -129,64 +129,3 @@ class VQAScore(Reward):
         embeddings = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return embeddings, (torch.arange(embeddings.shape[1], device=self.device) < lengths[:, None]).long()
-
-
-def _tokenizer(path: Path):
-    """Text to T5's token ids, the end token last, from a tokenizer.json."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for a file it cannot read
-        raise UserError(f"{path} is not {TOKENIZER.what}. {TOKENIZER.advice()}") from error
-
-    def encode(text: str) -> list[int]:
-        # SentencePiece drops surplus white space; the fast tokenizer would not.
-        return [*tokenizer.encode(" ".join(text.split()), add_special_tokens=False).ids, END]
-
-    return encode
-
-
-def _projector(tensors: dict[str, Tensor], path: Path) -> nn.Module:
-    """Patches to T5's embeddings: Linear, GELU, Linear."""
-    if "0.weight" not in tensors or "2.weight" not in tensors:
-        raise wrong_architecture(path, WEIGHTS, missing=["mm_projector.0.weight"])
-    (middle, width), out = tensors["0.weight"].shape, tensors["2.weight"].shape[0]
-    with on_no_memory():
-        network = nn.Sequential(nn.Linear(width, middle), nn.GELU(), nn.Linear(middle, out))
-    return fill(network, tensors, path, WEIGHTS)
-
-
-def _t5(tensors: dict[str, Tensor], path: Path) -> nn.Module:
-    """Flan-T5 (gated GELU, input and output embeddings apart), its sizes read off the tensors' shapes."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    first = "encoder.block.0.layer.0.SelfAttention"
-    bias = tensors.get(f"{first}.relative_attention_bias.weight")
-    gate = tensors.get("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")
-    for name, value in (("shared.weight", tensors.get("shared.weight")), (first, bias), ("wi_0", gate)):
-        if value is None:
-            raise wrong_architecture(path, WEIGHTS, missing=[name])
-    vocabulary, width = tensors["shared.weight"].shape
-    buckets, heads = bias.shape
-    attention = [name for name in tensors if name.endswith("SelfAttention.q.weight")]
-    config = T5Config(
-        vocab_size=vocabulary,
-        d_model=width,
-        d_kv=tensors[f"{first}.q.weight"].shape[0] // heads,
-        d_ff=gate.shape[0],
-        num_layers=sum(name.startswith("encoder.") for name in attention),
-        num_decoder_layers=sum(name.startswith("decoder.") for name in attention),
-        num_heads=heads,
-        relative_attention_num_buckets=buckets,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        tie_word_embeddings=False,  # transformers 5 reads from it not to scale the decoder's output, no more
-        use_cache=False,
-    )
-    with on_no_memory():
-        network = T5ForConditionalGeneration(config)
-    shared = tensors["shared.weight"]
-    everything = {**tensors, "encoder.embed_tokens.weight": shared, "decoder.embed_tokens.weight": shared}
-    everything.pop("embed_tokens.weight", None)  # the release's second name for the same table
-    return fill(network, everything, path, WEIGHTS)

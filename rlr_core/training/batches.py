@@ -38,7 +38,7 @@ class Batches:
         noise_seeds = seeds(self.seed, "noise", self.size, step)
 
         def noise(index: Tensor) -> Noise:
-            return Noise(noise_seeds[index.numpy()], self.latent_shape, self.book.device)
+            return Noise(noise_seeds[index.numpy()].tolist(), self.latent_shape, self.book.device)
 
         return Batch(noise, self.book.conditioning(rows), torch.tensor(rows), self.book.texts(rows))
 

@@ -6,14 +6,14 @@ from rlr_core.config import TrainConfig
 from rlr_core.config.validate import PYTHON, check_values
 from rlr_core.errors import UserError, nearest
 from rlr_core.methods import method_class
-from rlr_core.rewards import REWARDS
+from rlr_core.rewards import ALIASES, REWARDS
 
 
 def check_config(config: TrainConfig) -> None:
     """Raises UserError with the value that cannot work and the way out."""
     check_values(config)
     for role, name in (("reward", config.reward), ("judge", config.evaluation.judge)):
-        if isinstance(name, str) and name not in REWARDS and not name.startswith(PYTHON):
+        if name is not None and name not in REWARDS and name not in ALIASES and not name.startswith(PYTHON):
             known = list(REWARDS)
             raise UserError(f"Unknown {role} {name!r}; known: {', '.join(known)}.{nearest(name, known)}")
     method_class(config.method.name).check(config.method, config.sampler, config.batch)

@@ -123,7 +123,7 @@ class AdapterOptimizer:
             place, _, name = key.partition(".")
             if place == "counts":
                 self.taken, self.skipped, self.skipped_in_a_row = value.tolist()
-            elif place == "ema":
+            elif place == "ema" and self.ema is not None:
                 self.ema[int(name)].copy_(value)
             else:
                 state.setdefault(int(place), {})[name] = value

@@ -56,27 +56,33 @@ class Scorer:
                 pending = asked
         if pending is not None:
             raise pending
-        columns = zip(*pieces, strict=True)
-        return Scores(*(None if column[0] is None else torch.cat(column) for column in columns))
+        rewards, gradients, surrogates = zip(*pieces, strict=True)
+        return Scores(
+            torch.cat(rewards),
+            torch.cat(gradients) if gradients[0] is not None else None,
+            torch.cat(surrogates) if surrogates[0] is not None else None,
+        )
 
-    def _piece(self, latents: Tensor, prompts: Sequence[str], gradient: bool) -> tuple:
+    def _piece(
+        self, latents: Tensor, prompts: Sequence[str], gradient: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Reward [N], gradient [N, ...] or None, surrogate [N] or None."""
         gradient = gradient and self.pathwise
         with torch.set_grad_enabled(gradient):
             leaf = latents.detach().requires_grad_(gradient)
             images = self.model.decode(leaf).clamp(0, 1)
             if self.surrogate is None:
-                reward = value = self.reward(images, prompts)
+                reward = differentiable = self.reward(images, prompts)
                 self._log_parts(self.reward)
             else:
                 with torch.no_grad():
                     reward = self.reward(images.detach(), prompts)
                     self._log_parts(self.reward)
-                value = self.surrogate(images, prompts) if gradient else None
+                differentiable = self.surrogate(images, prompts) if gradient else reward
         if not gradient:
             return reward.detach(), None, None
-        (of_latents,) = torch.autograd.grad(value.sum(), leaf)
-        return reward.detach(), of_latents, None if self.surrogate is None else value.detach()
+        (of_latents,) = torch.autograd.grad(differentiable.sum(), leaf)
+        return reward.detach(), of_latents, None if self.surrogate is None else differentiable.detach()
 
     def _log_parts(self, reward: Reward) -> None:
         for name, values in reward.parts().items():

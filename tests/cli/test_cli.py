@@ -89,6 +89,14 @@ def test_a_flag_that_looks_like_yaml_is_taken_as_it_is(here):
     assert (config.model, config.prompts, config.out) == ("[m]", ["a cat"], "2024")
 
 
+def test_every_setting_is_explained_without_a_run(rlr, here):
+    code, out, err = rlr("train", "--help-settings")
+    assert code == 0 and err == "" and not list(here.glob("run*"))
+    for known in TrainConfig.settings():
+        assert f"  {known.key} = " in out
+    assert "sampler.eta = 1.0  (number, between 0 and 2)" in out
+
+
 # --- train, resume ---
 
 
@@ -125,6 +133,7 @@ def test_the_config_that_ran_runs_again_as_it_is(rlr, run_folder, here):
     assert ours.fingerprint() == theirs.fingerprint()
 
 
+@pytest.mark.slow
 def test_resume_makes_a_run_longer_and_equal_to_one_that_never_stopped(
     rlr, run_folder, here, tiny_sd_folder, monkeypatch
 ):
@@ -143,6 +152,7 @@ def test_resume_makes_a_run_longer_and_equal_to_one_that_never_stopped(
     assert all(torch.equal(left[name].nan_to_num(-1), right[name].nan_to_num(-1)) for name in left)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_says_how_to_go_on_and_exits_with_130(here, tiny_sd_folder):
     command = [
         sys.executable,
@@ -295,7 +305,7 @@ def test_score_prints_a_table_and_writes_csv(rlr, here):
 
 def test_score_passes_options_on(rlr, here):
     Image.new("RGB", (8, 8), "blue").save(here / "a.png")
-    _, out, _ = rlr("score", "a.png", "--reward", "mean_colour", "--option", "channel=blue")
+    _, out, _ = rlr("score", "a.png", "--reward", "mean_color", "--option", "channel=blue")
     assert re.search(r"a\.png +1\.0000", out)
 
 

@@ -1,15 +1,17 @@
 """Bad input on the command line: one sentence, exit code 2, nothing touched."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from command_line import snapshot, train
 
 from rlr_core.cli import main as cli
-from rlr_core.config import load_config, save_config
+from rlr_core.config import TrainConfig, load_config, save_config
 from rlr_core.errors import UserError
 from rlr_core.training.run_folder import RunFolder
 
@@ -72,6 +74,27 @@ def test_train_refuses_to_go_without_prompts(rlr, here, tiny_sd_folder):
     )
 
 
+@pytest.mark.parametrize("command", [["train"], ["evaluate"], ["diagnose"]])
+def test_a_config_whose_reward_was_a_python_function_is_refused(rlr, here, command):
+    config = TrainConfig(prompts=["a cat"], reward="python:warmth")
+    (here / "run.yaml").write_text(save_config(config))
+    says = r"reward is 'python:warmth', which a Python program handed over as an object"
+    refused(rlr, here, *command, "run.yaml", says=says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("out: 2024-13-45", "'run.yaml' is not YAML: month must be in"),
+        ("prompts: &a [*a]", "'run.yaml' is not a config: it is nested too deeply"),
+        ("[" * 3000, "'run.yaml' is not"),
+    ],
+)
+def test_train_refuses_hostile_yaml(rlr, here, text, says):
+    (here / "run.yaml").write_text(text)
+    refused(rlr, here, "train", "run.yaml", says=says)
+
+
 def test_train_refuses_a_config_with_a_misspelt_key(rlr, here):
     (here / "run.yaml").write_text("model: demo\nsampler: {guidanse: 3}\n")
     refused(rlr, here, "train", "run.yaml", says=r"'sampler\.guidanse'.*Did you mean 'sampler\.guidance'")
@@ -124,6 +147,7 @@ def test_train_refuses_the_state_of_another_config(rlr, run_folder, here):
     refused(rlr, here, "train", "other.yaml", "--resume", "run", says=r"other settings: sampler\.eta\.")
 
 
+@pytest.mark.slow
 def test_train_on_a_full_disk_says_so_and_the_disk_keeps_what_it_had(rlr, here, tiny_sd_folder):
     disk = here / "disk"
     disk.mkdir()
@@ -184,3 +208,13 @@ def test_an_error_of_ours_is_not_dressed_up_as_theirs(monkeypatch):
     monkeypatch.setattr("rlr_core.cli.listing.LISTS", {"models": lambda: 1 / 0})
     with pytest.raises(ZeroDivisionError):
         cli.main(["list", "models"])
+
+
+def test_an_old_key_in_a_config_is_named_on_stderr(here):
+    (here / "run.yaml").write_text("method: {kl: 0.1}\nreward: python:warmth\n")
+    command = [sys.executable, "-m", "rlr_core", "train", "run.yaml"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    first, second = done.stderr.splitlines()
+    assert first == "Setting 'method.kl' is called 'method.kl_weight' now."
+    assert done.returncode == 2 and second.startswith("rlr: reward is 'python:warmth'")

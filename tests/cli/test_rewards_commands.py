@@ -9,8 +9,9 @@ from PIL import Image
 from reference.rewards_tiny import aesthetic_head, hugging_face_clip, open_clip_model, save
 
 from rlr_core.errors import UserError
+from rlr_core.evaluation.score_files import find_pictures, score_csv, score_images, score_table
 from rlr_core.rewards import REWARDS, load_reward
-from rlr_core.rewards.catalog import find_pictures, list_rewards, score_csv, score_images, score_table
+from rlr_core.rewards.catalog import list_rewards
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def shades(folder):
-    """Three grey pictures, dark to bright, and a text file."""
+    """Three gray pictures, dark to bright, and a text file."""
     where = folder / "shades"
     where.mkdir()
     for index, value in enumerate((0, 51, 255)):
@@ -78,15 +79,33 @@ def test_scores_come_by_picture_and_reward(shades):
 
 
 def test_options_and_prompt_reach_the_reward(shades, folder):
-    rows = score_images([str(shades / "2.png")], "target_colour", options={"colour": "white"})
-    assert rows[0].scores["target_colour"] == pytest.approx(0)
+    rows = score_images([str(shades / "2.png")], {"target_color": {"color": "white"}})
+    assert rows[0].scores["target_color"] == pytest.approx(0)
     save(open_clip_model(), folder / "models" / "HPS_v2_compressed.safetensors")
     with pytest.raises(UserError, match="needs a prompt"):
         score_images([str(shades)], "hpsv2")
-    rows = score_images([str(shades)], "hpsv2", prompt="a grey wall")
+    rows = score_images([str(shades)], "hpsv2", prompt="a gray wall")
     assert len({round(row.scores["hpsv2"], 6) for row in rows}) == 3
-    with pytest.raises(UserError, match="Options colour can be given when there is one reward, not 2"):
-        score_images([str(shades)], ["brightness", "contrast"], options={"colour": "white"})
+
+
+def test_each_reward_has_options_of_its_own_even_one_that_comes_twice(shades):
+    channels = [{"mean_color": {"channel": "red"}}, {"mean_color": {"channel": "blue"}}, "brightness"]
+    Image.new("RGB", (8, 8), "blue").save(shades / "blue.png")
+    (row,) = score_images([str(shades / "blue.png")], channels)
+    expected = {"mean_color": -0.5, "mean_color_2": 1.0, "brightness": 0.114}
+    assert row.scores == pytest.approx(expected, abs=1e-6)
+
+
+def test_options_on_the_command_line_say_whose_they_are(shades, rlr):
+    Image.new("RGB", (8, 8), "blue").save(shades / "blue.png")
+    both = ["score", shades / "blue.png", "--reward", "mean_color", "--reward", "target_color"]
+    of_each = ["--option", "target_color.color=blue", "--option", "mean_color.channel=blue"]
+    code, out, _ = rlr(*both, *of_each)
+    assert code == 0 and out.splitlines()[1].split()[1:] == ["1.0000", "-0.0000"]
+    code, _, error = rlr(*both, "--option", "color=blue")
+    assert code == 2 and "an option says whose it is: --option mean_color.color=blue" in error
+    code, _, error = rlr(*both, "--option", "contrast.color=blue")
+    assert code == 2 and "'contrast' is none of the rewards mean_color, target_color" in error
 
 
 def test_the_table_lines_up_and_ends_in_the_mean(shades):
@@ -98,9 +117,9 @@ def test_the_table_lines_up_and_ends_in_the_mean(shades):
 
 
 def test_the_csv_reads_back_exactly(shades):
-    rows = score_images([str(shades)], "brightness", prompt='a "grey", flat wall')
+    rows = score_images([str(shades)], "brightness", prompt='a "gray", flat wall')
     read = list(csv.DictReader(io.StringIO(score_csv(rows))))
-    assert [row["prompt"] for row in read] == ['a "grey", flat wall'] * 3
+    assert [row["prompt"] for row in read] == ['a "gray", flat wall'] * 3
     assert [float(row["brightness"]) for row in read] == [row.scores["brightness"] for row in rows]
 
 

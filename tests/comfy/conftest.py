@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Everything in this folder is marked comfy."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.comfy)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Write workflows/*.json from the golden API files, through ComfyUI's own frontend.
 
-definitions.json and locales/en are written too, from what the server says of the nodes.
+definitions.json, locales/en and the tables of inputs in the help pages are written too, from what the server
+says of the nodes.
 
     COMFYUI_PATH=~/ComfyUI ~/ComfyUI/.venv/bin/python tests/comfy/make_workflows.py [name ...]
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -104,6 +106,9 @@ LAYOUT: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+INPUTS = re.compile(r"(<!-- inputs -->\n).*?(<!-- end of inputs -->)", re.DOTALL)
+"""The part of a help page that is written from the tooltips."""
+
 ARRANGE = """([layout]) => {
   const graph = window.app.graph;
   for (const [id, [x, y, w, h]] of Object.entries(layout.nodes)) {
@@ -139,7 +144,11 @@ def main(names: list[str]) -> None:
         with ComfyServer(comfyui, base, *options) as server, page_on(server, Path(scratch) / "p") as page:
             info = server.get("/object_info")
             dump(definitions(info), HERE / "definitions.json")
-            dump(locale(info), ROOT / "locales/en/nodeDefs.json")
+            texts = locale(info)
+            dump(texts, ROOT / "locales/en/nodeDefs.json")
+            for node in texts:
+                path = ROOT / "nodes/web/docs" / f"{node}.md"
+                path.write_text(with_inputs(path.read_text(encoding="utf-8"), texts[node]), encoding="utf-8")
             for name in names or LAYOUT:
                 prompt = json.loads((HERE / "golden" / f"{name}.json").read_text(encoding="utf-8"))
                 load_api(page, prompt, name)
@@ -203,6 +212,13 @@ def locale(object_info: dict[str, Any]) -> dict[str, Any]:
             },
         }
     return texts
+
+
+def with_inputs(page: str, texts: dict[str, Any]) -> str:
+    """A help page with its table of inputs as the tooltips are now, where it has a place for one."""
+    rows = [f"| {name} | {what['tooltip'].rstrip('.')} |" for name, what in texts["inputs"].items()]
+    table = "\n".join(["| Input | |", "|---|---|", *rows])
+    return INPUTS.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page)
 
 
 def stable_id(name: str) -> str:

@@ -1,6 +1,6 @@
 """The real frontend in Chromium: workflows load, say what they should, run, and the live view is right.
 
-Set RLR_COMFY_BROWSER=1 and install chromium and playwright. COMFYUI_FRONT_ENDS may name unpacked
+Run with -m browser, with chromium and playwright installed. COMFYUI_FRONT_ENDS may name unpacked
 comfyui-frontend-package folders (.../static), separated by ':', to test those instead of ComfyUI's own.
 """
 
@@ -26,6 +26,8 @@ from browser import (
 from comfy_process import ROOT, comfyui
 from comfy_server import PACK, ComfyServer
 from test_server import SHORT, WORKFLOWS, base, golden, on_tiny_models  # noqa: F401 - base is a fixture
+
+pytestmark = pytest.mark.browser
 
 FRONT_ENDS = [path for path in os.environ.get("COMFYUI_FRONT_ENDS", "").split(os.pathsep) if path] or ["own"]
 VIEW = """() => {
@@ -70,8 +72,6 @@ TINY = {
     scope="module", params=FRONT_ENDS, ids=lambda path: Path(path).parts[-3] if "/" in path else path
 )
 def server(request, base):  # noqa: F811
-    if os.environ.get("RLR_COMFY_BROWSER") != "1":
-        pytest.skip("set RLR_COMFY_BROWSER=1 for the tests with Chromium")
     if chromium() is None or importlib.util.find_spec("playwright") is None:
         pytest.skip("needs chromium (apt-get install chromium) and playwright (pip install playwright)")
     options = () if request.param == "own" else ("--front-end-root", request.param)

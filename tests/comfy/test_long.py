@@ -1,8 +1,7 @@
-"""Long checks, with RLR_COMFY_LONG=1: twenty cancels of the demo, and checkpoints of the real sizes."""
+"""Twenty cancels of the demo, and checkpoints of the real sizes (both with -m big); and of wrong files."""
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import time
@@ -13,12 +12,10 @@ from comfy_process import comfyui
 from comfy_server import ComfyServer, changed, make_base
 from test_server import golden, lora_of, same
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("RLR_COMFY_LONG") != "1", reason="set RLR_COMFY_LONG=1 for the long checks"
-)
 TRIES = 20
 
 
+@pytest.mark.big
 def test_twenty_cancels_of_the_demo_each_followed_by_a_bit_equal_resume(tmp_path):
     prompt = changed(
         golden("rlr-demo"), steps=5, evaluate_every=2, evaluation_samples=16, batch=8, micro_batch=8,
@@ -63,6 +60,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+@pytest.mark.big
 @pytest.mark.parametrize("version", ["sd1", "sd2 v-prediction"])
 def test_a_full_size_checkpoint_trains_a_step_and_saves(run, base, no_network, version):
     from full_checkpoint import write_full_checkpoint

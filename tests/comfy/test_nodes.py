@@ -63,6 +63,40 @@ def test_rare_inputs_are_advanced_where_the_version_knows_it(pack):
     assert not getattr(inputs["steps"], "advanced", None)
 
 
+@pytest.mark.parametrize("node", ["train", "method", "sample"])
+def test_inputs_that_are_settings_are_made_from_their_fields(pack, node):
+    import sys
+
+    from rlr_core.config import TrainConfig
+
+    known = {setting.key: setting for setting in TrainConfig.settings()}
+    table = sys.modules[f"custom_nodes_ComfyUI-RLR.nodes.{node}"].SETTINGS
+    inputs = {i.id: i for i in pack[f"RLR_{node.title()}"].GET_SCHEMA().inputs}
+    otherwise = {
+        ("train", "evaluation_samples"): 16,
+        ("sample", "eta"): 0.0,
+    }  # what a node has its reasons for
+    for name, key in table.items():
+        setting, made = known[key], inputs[name]
+        assert setting.help[1:].rstrip(".") in made.tooltip
+        default = otherwise.get((node, name), setting.default)
+        assert made.default == (default if default is not None else 0)
+        if setting.choices:
+            assert made.options == list(setting.choices)
+        elif setting.types[0] in (int, float):
+            assert made.max <= (setting.high or made.max) and setting.low <= (made.min or setting.low)
+
+
+def test_inputs_left_open_and_numbers_arrive_as_settings(pack):
+    import sys
+
+    schema = sys.modules["custom_nodes_ComfyUI-RLR.nodes.schema"]
+    table = {"width": "sampler.width", "alpha": "lora.alpha", "seed": "seed", "eta": "sampler.eta"}
+    assert schema.settings_from({"width": 0, "alpha": 0.0, "seed": 0, "eta": 0.0}, table) == {
+        "sampler": {"width": None, "eta": 0.0}, "lora": {"alpha": None}, "seed": 0,
+    }  # fmt: skip
+
+
 def test_training_under_inference_mode_gives_every_output(run, sockets_of, base):
     lora, model, before_after, chart, folder, losses = run(
         "RLR_Train", run_name="outputs", **sockets_of, **TRAIN

@@ -158,6 +158,19 @@ def test_every_node_has_a_help_page_that_names_its_inputs():
             assert stem in page or definition["advanced"].get(input_name), (name, input_name)
 
 
+def test_tables_of_inputs_in_help_pages_say_what_the_tooltips_say():
+    """`make_workflows.py` writes them."""
+    from make_workflows import INPUTS, with_inputs
+
+    texts = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "nodes/web/docs").glob("*.md")}
+    written = {name for name, page in pages.items() if INPUTS.search(page)}
+    assert written == {"RLR_Train", "RLR_Method", "RLR_Sample"}
+    for name in written:
+        assert pages[name] == with_inputs(pages[name], texts[name]), name
+        assert all(f"| {key} | " in pages[name] for key in texts[name]["inputs"])
+
+
 def test_only_one_folder_holds_templates():
     """Of several folders ComfyUI lists all names and serves the first one's files."""
     names = ("example_workflows", "example", "examples", "workflow", "workflows")

@@ -105,6 +105,7 @@ def test_judge_wants_all_shapes_and_no_more(pictures, captions, scenes):
     assert DemoJudge()(torch.full_like(pictures[:8], 0.88), captions[:8]).sum() == 0
 
 
+@pytest.mark.slow
 def test_judge_is_right_about_pictures_through_the_autoencoder(round_trips, captions, wrong_captions):
     assert DemoJudge()(round_trips, captions).mean() >= 0.97
     assert DemoJudge()(round_trips, wrong_captions).mean() <= 0.01
@@ -116,6 +117,7 @@ def test_weights_are_small_and_load_as_float32(pipeline):
     assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_base_model_is_often_right_and_often_wrong(pipeline):
     prompts = held_out_prompts()[:160]
     images = pipeline(
@@ -129,6 +131,7 @@ def test_base_model_is_often_right_and_often_wrong(pipeline):
     assert 0.40 <= DemoJudge()(images, prompts).mean() <= 0.80
 
 
+@pytest.mark.slow
 def test_reward_prefers_the_right_caption(reward, round_trips, captions, wrong_captions):
     right, wrong = reward(round_trips, captions), reward(round_trips, wrong_captions)
     assert (right > wrong).float().mean() >= 0.97
@@ -137,6 +140,7 @@ def test_reward_prefers_the_right_caption(reward, round_trips, captions, wrong_c
     assert float(right.max()) < 1
 
 
+@pytest.mark.slow
 def test_reward_has_a_finite_gradient_that_raises_it(reward, round_trips, wrong_captions):
     images = round_trips[:32].clone().requires_grad_(True)
     before = reward(images, wrong_captions[:32])
@@ -157,10 +161,11 @@ def test_reward_takes_pictures_of_any_size(reward, pictures, captions):
     assert torch.allclose(reward(large, captions[:8]), reward(pictures[:8], captions[:8]), atol=0.1)
 
 
+@pytest.mark.slow
 def test_build_script_writes_a_folder_that_loads(tmp_path):
     from diffusers import StableDiffusionPipeline
 
-    from rlr_core.demo.build import QUICK, build
+    from rlr_core.demo.build.__main__ import QUICK, build
 
     build(tmp_path, seed=3, budget=QUICK)
     StableDiffusionPipeline.from_pretrained(tmp_path / "model", local_files_only=True)

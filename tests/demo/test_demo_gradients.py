@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from rlr_core.benchmarks.gradient_quality import diagnose_methods, methods_for
+from rlr_core.benchmarks.gradient_quality import measure_methods, methods_for
 from rlr_core.config import SamplerConfig
 from rlr_core.demo.preset import demo_config
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.rewards import load_reward
+
+pytestmark = pytest.mark.slow
 
 STEPS, UPDATES = 4, 20
 BIASED = [name for name in methods_for(STEPS) if name.startswith("truncated")]
@@ -16,12 +18,16 @@ BIASED = [name for name in methods_for(STEPS) if name.startswith("truncated")]
 
 @pytest.fixture(scope="module")
 def found():
-    """Every method's diagnosis, by name."""
+    """The quality of every method's gradient, by name."""
     config = demo_config()
-    config = config.replace( batch=4, samples_per_prompt=2, micro_batch=4, decode_batch=4,
+    config = config.replace(
+        batch=4,
+        samples_per_prompt=2,
+        micro_batch=4,
+        decode_batch=4,
         sampler=SamplerConfig(steps=STEPS, eta=1.0, guidance=3.0, last_step_noise=0.05),
-    )  # fmt: skip
-    rows = diagnose_methods(load_model("demo"), load_reward("demo"), config, UPDATES)
+    )
+    rows = measure_methods(load_model("demo"), load_reward("demo"), config, UPDATES)
     return {row.name: row for row in rows}
 
 

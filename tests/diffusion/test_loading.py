@@ -10,7 +10,7 @@ import struct
 import pytest
 import tiny_flow
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from tiny_checkpoint import tiny_networks, write_tiny_checkpoint
 from tiny_sd import write_tiny_sd
 
@@ -62,6 +62,23 @@ def test_a_folder_of_fp16_variant_files_loads(copy):
         (file,) = (copy / part).glob("*.safetensors")
         file.rename(file.with_suffix(".fp16.safetensors"))
     assert load_model(copy, device="cpu").dtype == torch.float32
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+def test_a_text_encoder_loads_whole_whichever_transformers_wrote_it(copy, folder, prefix):
+    (file,) = (copy / "text_encoder").glob("*.safetensors")
+    tensors = load(file.read_bytes())  # not mapped: the file is written anew
+    flat = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    save_file({f"{prefix}{name}": tensor for name, tensor in flat.items()}, file, {"format": "pt"})
+    model = load_model(copy, device="cpu")
+    weights = {
+        name.removeprefix("text_model."): weight for name, weight in model.text_encoder.named_parameters()
+    }
+    assert weights.keys() == flat.keys()
+    assert all(torch.equal(weights[name], flat[name]) for name in flat)
+    prompts = ["a cat", "a red circle"]
+    original = load_model(folder, device="cpu").encode_prompts(prompts)["prompt"]
+    assert torch.equal(model.encode_prompts(prompts)["prompt"], original)
 
 
 def test_a_checkpoint_file_loads_every_weight_without_the_network(checkpoint):

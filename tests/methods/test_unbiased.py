@@ -10,6 +10,7 @@ import functools
 
 import pytest
 import torch
+from marks import quick
 from toy import ToyChain, estimates, z_scores
 
 from rlr_core.config import MethodConfig
@@ -61,12 +62,15 @@ def test_linear_chain_agrees_with_its_closed_form():
     assert float(((found - exact) / error).abs().max()) < HONEST
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize("method", ["full", "likelihood_ratio", "zeroth_order", "adaptive"])
+@pytest.mark.parametrize("chain", quick(CHAINS, "two steps"))
+@pytest.mark.parametrize(
+    "method", quick(["full", "likelihood_ratio", "zeroth_order", "adaptive"], "adaptive")
+)
 def test_method_is_unbiased(method, chain):
     assert largest_z(chain, MethodConfig(method, perturbations=8)) < HONEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain", ["noise everywhere", "silent inside", "linear"])
 @pytest.mark.parametrize("remainder", ["zeroth_order", "likelihood_ratio", "importance"])
 def test_rlr_is_unbiased_for_every_remainder(remainder, chain):
@@ -79,6 +83,7 @@ def test_rlr_is_unbiased_for_every_window(window):
     assert largest_z("noise everywhere", method) < HONEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["uniform", "gradient_norm", "range"])
 @pytest.mark.parametrize("remainder", ["zeroth_order", "likelihood_ratio"])
 def test_rlr_is_unbiased_for_every_start_law(start, remainder):
@@ -86,18 +91,21 @@ def test_rlr_is_unbiased_for_every_start_law(start, remainder):
     assert largest_z("noise everywhere", method) < HONEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.2, 0.4, 0.7])
 @pytest.mark.parametrize("chain", ["noise everywhere", "silent inside"])
 def test_roulette_is_unbiased_at_every_budget(budget, chain):
     assert largest_z(chain, MethodConfig("adaptive", budget=max(budget, 1 / CHAINS[chain].T))) < HONEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["likelihood_ratio", "ddpo", "adaptive", "rlr", "zeroth_order"])
 def test_black_box_reward_is_unbiased_where_the_last_step_has_noise(method):
     options = MethodConfig(method, perturbations=8, budget=0.6)
     assert largest_z("noise everywhere", options, black_box=True) < HONEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.5, 1.0])
 def test_surrogate_leaves_no_bias_and_lowers_the_noise(budget):
     method = MethodConfig("adaptive", budget=budget)
@@ -109,6 +117,7 @@ def test_surrogate_leaves_no_bias_and_lowers_the_noise(budget):
     assert helped < 0.5 * bare
 
 
+@pytest.mark.slow
 def test_surrogate_is_unbiased_through_silent_steps_inside():
     chain = ToyChain([0.3, 0.5, 0.0, 0.0, 0.6, 0.5])
     found = estimates(chain, MethodConfig("adaptive", budget=1.0), updates=200, black_box=True,
@@ -129,11 +138,13 @@ def test_dropped_remainder_is_seen_to_be_biased():
     assert largest_z("noise everywhere", MethodConfig("rlr", remainder="none", window=1)) > SEEN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain", ["silent last step", "silent inside"])
 def test_hidden_last_steps_are_seen_to_be_biased(chain):
     assert largest_z(chain, MethodConfig("adaptive", budget=1.0), black_box=True) > SEEN
 
 
+@pytest.mark.slow
 def test_twin_as_baseline_is_seen_to_be_biased(monkeypatch):
     """The twin shares the noise, so its reward is not independent of z (rule 4)."""
 
@@ -153,6 +164,7 @@ def noise(chain: ToyChain, method: MethodConfig) -> float:
     return float(estimates(chain, method, updates=80).std(0).norm())
 
 
+@pytest.mark.slow
 def test_adaptive_is_as_good_as_the_better_of_its_parts_and_beats_both_on_a_chaotic_chain():
     calm = ToyChain([0.3] * 8, gain=0.2)
     chaotic = ToyChain([0.3] * 12, gain=2.5)

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-from rlr_core.rewards.aesthetic import CLIP_L
-from rlr_core.rewards.towers.clip import ImageTower
+from rlr_core.rewards.towers.clip import CLIP_L, ImageTower
 from rlr_core.rewards.towers.clip_layout import ClipFile
 
 

@@ -28,13 +28,13 @@ def from_pil(image: Image.Image) -> Tensor:
 
 
 def clip_preprocess(image: Tensor, size: int) -> Tensor:
-    """OpenAI's: shorter side bicubic, centre crop. [3, S, S] in [0, 1]."""
+    """OpenAI's: shorter side bicubic, center crop. [3, S, S] in [0, 1]."""
     resized = functional.resize(to_pil(image), size, InterpolationMode.BICUBIC)
     return from_pil(functional.center_crop(resized, size))
 
 
 def hugging_face_preprocess(image: Tensor, size: int) -> Tensor:
-    """transformers' CLIPImageProcessor up to the normalisation. [3, S, S] in [0, 1]."""
+    """transformers' CLIPImageProcessor up to the normalization. [3, S, S] in [0, 1]."""
     from transformers import CLIPImageProcessor
 
     processor = CLIPImageProcessor(
@@ -56,7 +56,7 @@ def hps_preprocess(image: Tensor, size: int) -> Tensor:
 
 
 def llava_preprocess(image: Tensor, size: int) -> Tensor:
-    """LLaVA's and VQAScore's: bars of the mean colour to a square, then bicubic. [3, S, S] in [0, 1]."""
+    """LLaVA's and VQAScore's: bars of the mean color to a square, then bicubic. [3, S, S] in [0, 1]."""
     picture = to_pil(image)
     side = max(picture.size)
     canvas = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in MEAN.flatten().tolist()))
@@ -84,7 +84,7 @@ def hugging_face_embeddings(model, pixels: Tensor, tokens: Tensor) -> tuple[Tens
 
 
 def image_reward(tensors: dict[str, Tensor], pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """ImageReward from its weights in plain torch: ViT, BERT with cross-attention, MLP, standardised.
+    """ImageReward from its weights in plain torch: ViT, BERT with cross-attention, MLP, standardized.
 
     pixels [B, 3, S, S] in [0, 1], tokens and mask [B, L].
     """

@@ -1,9 +1,7 @@
 """The real architectures at their real size, random weights, against the references. One at a time.
 
-RLR_BIG_TESTS=1 python -m pytest tests/test_rewards_big.py -s -k vit_h
+python -m pytest tests/rewards/test_big.py -m big -s -k vit_h
 """
-
-import os
 
 import pytest
 import torch
@@ -13,10 +11,7 @@ from reference.rewards_tiny import PROMPTS, aesthetic_head, image_reward_tensors
 
 from rlr_core.rewards import load_reward
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("RLR_BIG_TESTS") != "1",
-    reason="real-size networks take minutes and 4 to 16 GB each: set RLR_BIG_TESTS=1 to run them",
-)
+pytestmark = pytest.mark.big
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

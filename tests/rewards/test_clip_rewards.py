@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import opens_pickles
 from open_clip.tokenizer import SimpleTokenizer
 from reference import rewards_formulas as reference
 from reference.rewards_tiny import (
@@ -18,10 +19,9 @@ from reference.rewards_tiny import (
 
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
-from rlr_core.rewards.aesthetic import CLIP_L
-from rlr_core.rewards.towers.clip import ImageTower, PromptFeatures
+from rlr_core.rewards.towers.clip import CLIP_L, ImageTower, PromptFeatures
 from rlr_core.rewards.towers.clip_layout import read_clip
-from rlr_core.rewards.towers.preprocess import normalise
+from rlr_core.rewards.towers.preprocess import normalize
 
 TOLERANCE = 2e-5
 
@@ -37,13 +37,13 @@ def test_towers_equal_open_clips_own(tmp_path, square, quick_gelu):
     path = save(model, tmp_path / "clip.safetensors")
     tower = ImageTower(read_clip(path, CLIP_L, quick_gelu), CLIP_L)
     prompts = PromptFeatures(path, CLIP_L, quick_gelu)
-    assert torch.allclose(tower.features(square), model.encode_image(normalise(square)), atol=TOLERANCE)
+    assert torch.allclose(tower.features(square), model.encode_image(normalize(square)), atol=TOLERANCE)
     expected = model.encode_text(SimpleTokenizer()(PROMPTS), normalize=True)
     assert torch.allclose(prompts.embed(PROMPTS, "cpu"), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
-@pytest.mark.parametrize("layout", ["safetensors folder", "torch file"])
+@pytest.mark.parametrize("layout", ["safetensors folder", pytest.param("torch file", marks=opens_pickles)])
 def test_towers_equal_transformers(tmp_path, square, activation, layout):
     model = hugging_face_clip(activation)
     if layout == "torch file":
@@ -71,7 +71,7 @@ def test_a_comfyui_clip_vision_file_serves_as_the_image_tower(tmp_path, square, 
         path = save(
             {k: v for k, v in model.state_dict().items() if k[:7] == "visual."}, tmp_path / "v.safetensors"
         )
-        expected = model.encode_image(normalise(square))
+        expected = model.encode_image(normalize(square))
     else:
         model = hugging_face_clip("quick_gelu")
         tensors = {
@@ -105,7 +105,7 @@ def test_scores_equal_the_published_formula(tmp_path, name, height, width):
     expected = _reference_scores(preprocess, model, images)
     actual = load_reward(name, weights=path)(images, PROMPTS) / scale
     assert expected.std() > 0.005  # the pictures do differ in score
-    assert (actual - expected).abs().max() < 1e-3
+    assert (actual - expected).abs().max() < 2e-3
 
 
 @pytest.mark.parametrize("name", ["clip_score", "pickscore", "hpsv2"])
@@ -119,6 +119,7 @@ def test_scores_are_exact_when_nothing_is_resized(tmp_path, square, name):
     )
 
 
+@opens_pickles
 def test_aesthetic_equals_the_published_formula(tmp_path, square):
     model, head = hugging_face_clip("quick_gelu"), aesthetic_head()
     clip = save(model, tmp_path / "clip.safetensors")
@@ -252,5 +253,7 @@ def test_the_size_of_the_embedding_is_read_off_the_file(tmp_path):
 
 def test_an_unknown_dtype_is_refused_with_the_known_ones(tmp_path):
     path = save(open_clip_model(), tmp_path / "clip.safetensors")
-    with pytest.raises(UserError, match="float32, float16, bfloat16, not 'float61'.*float16"):
+    with pytest.raises(
+        UserError, match="Unknown dtype 'float61'; use one of float32, fp32, .*Did you mean 'float16'"
+    ):
         load_reward("hpsv2", weights=path, dtype="float61")

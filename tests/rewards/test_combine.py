@@ -28,7 +28,7 @@ def test_a_plain_sum_minimum_and_product_are_what_they_say():
     a, b = bright(images, NONE), red(images, NONE)
     parts = [named("bright", bright), named("red", red)]
     combine = {
-        mode: load_reward("combine", rewards=parts, weights=[2, 0.5], mode=mode, normalise=False)(
+        mode: load_reward("combine", rewards=parts, weights=[2, 0.5], mode=mode, normalize=False)(
             images, NONE
         )
         for mode in ("sum", "minimum", "product")
@@ -45,10 +45,10 @@ def test_every_part_is_logged_by_name_and_the_same_name_twice_is_told_apart():
     assert set(reward.parts()) == {"brightness", "contrast"}
     assert torch.equal(reward.parts()["brightness"], load_reward("brightness")(images, NONE))
     twice = load_reward(
-        "combine", rewards=[{"mean_colour": {"channel": "red"}}, {"mean_colour": {"channel": "blue"}}]
+        "combine", rewards=[{"mean_color": {"channel": "red"}}, {"mean_color": {"channel": "blue"}}]
     )
     twice(images, NONE)
-    assert set(twice.parts()) == {"mean_colour", "mean_colour_2"}
+    assert set(twice.parts()) == {"mean_color", "mean_color_2"}
     outer = load_reward("combine", rewards=[reward, "saturation"])
     outer(images, NONE)
     assert {"combine/brightness", "saturation"} <= set(outer.parts())
@@ -108,7 +108,7 @@ def test_a_negative_weight_turns_a_reward_round():
 
 def test_a_black_box_part_makes_a_black_box_with_a_surrogate_of_the_rest():
     images = pictures(4)
-    reward = load_reward("combine", rewards={"brightness": 2.0, "jpeg_compressibility": 1.0}, normalise=False)
+    reward = load_reward("combine", rewards={"brightness": 2.0, "jpeg_compressibility": 1.0}, normalize=False)
     assert not reward.differentiable
     expected = 2 * load_reward("brightness")(images, NONE)
     expected = expected + load_reward("jpeg_compressibility").surrogate(images, NONE)
@@ -149,7 +149,7 @@ def test_settings_that_cannot_work_are_refused():
     with pytest.raises(UserError, match="Unknown reward 'brightnes'.*brightness"):
         load_reward("combine", rewards=["brightnes"])
     with pytest.raises(UserError, match="needs positive scores and 'jpeg_compressibility' gave -"):
-        load_reward("combine", rewards=["jpeg_compressibility"], mode="product", normalise=False)(
+        load_reward("combine", rewards=["jpeg_compressibility"], mode="product", normalize=False)(
             pictures(4), NONE
         )
 
@@ -176,7 +176,7 @@ def test_prompts_and_videos_reach_the_parts():
 def test_a_running_mean_forgets_what_is_long_past():
     running = Running()
     for value in [0.0] * 50 + [10.0] * 50:
-        running.see(torch.tensor([value - 1, value + 1]))
+        running.observe(torch.tensor([value - 1, value + 1]))
         running.commit()
     assert running.mean == pytest.approx(10, abs=0.1)
     assert running.std == pytest.approx(1, abs=0.3)

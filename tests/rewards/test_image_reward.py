@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from marks import opens_pickles
 from reference import rewards_formulas as reference
 from reference.rewards_tiny import PROMPTS, bert_vocabulary, image_reward_tensors, pictures
 
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
+
+pytestmark = opens_pickles
 
 
 @pytest.fixture

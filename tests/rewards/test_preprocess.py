@@ -48,7 +48,7 @@ def test_a_circle_stays_round(way):
     y, x = torch.meshgrid(torch.arange(200.0), torch.arange(500.0), indexing="ij")
     disc = ((y - 100) ** 2 + (x - 250) ** 2 < 60**2).float().expand(1, 3, -1, -1)
     fitted = WAYS[way][0](disc, 224)[0, 0] > 0.9
-    # the bars of mean colour are below 0.9
+    # the bars of mean color are below 0.9
     wide, high = fitted.any(0).sum(), fitted.any(1).sum()
     assert high > 20
     assert abs(int(wide) - int(high)) <= 1

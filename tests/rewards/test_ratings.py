@@ -1,17 +1,20 @@
 """A person's ratings: asked through a callback or a folder, learned by a head that stands in for them."""
 
 import json
-import threading
-import time
+import signal
+import subprocess
+import sys
 
+import numpy
 import pytest
 import torch
 from PIL import Image
 from reference.rewards_tiny import hugging_face_clip, pictures, save, videos
 
+from rlr_core.common.pending import Pending
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
-from rlr_core.rewards.ratings import RatingFolder, ridge
+from rlr_core.rewards.ratings import ridge
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +27,7 @@ def likes_red(images, prompts):
 
 
 def assorted(count, seed):
-    """Pictures that differ in their mean colours."""
+    """Pictures that differ in their mean colors."""
     generator = torch.Generator().manual_seed(seed)
     return (
         0.5 * torch.rand(count, 3, 1, 1, generator=generator) + 0.5 * pictures(count, 24, 24, seed)
@@ -108,7 +111,9 @@ def test_the_state_restores_ratings_and_head():
     images = assorted(4, 1)
     assert torch.equal(first.surrogate(images, [""] * 4), second.surrogate(images, [""] * 4))
     with pytest.raises(UserError, match="54 features and the saved ratings have 7"):
-        second.load_state_dict({"rated": torch.zeros(4, 7), "ratings": torch.zeros(4)})
+        second.load_state_dict(
+            {"rated": torch.zeros(4, 7), "ratings": torch.zeros(4), "rounds": torch.tensor(1)}
+        )
 
 
 def test_videos_can_be_rated():
@@ -119,53 +124,238 @@ def test_videos_can_be_rated():
     assert reward.surrogate(videos(2, 3, 9), ["", ""]).shape == (2,)
 
 
-def _answer_when_asked(folder, answer, seen):
-    """A person in another thread: waits for the round, looks, writes scores.json."""
-
-    def person():
-        here = folder / "round_0001"
-        while not here.is_dir():
-            time.sleep(0.01)
-        seen["sizes"] = [Image.open(here / f"{index:03d}.png").size for index in range(2)]
-        seen["prompts"] = json.loads((here / "prompts.json").read_text("utf-8"))
-        (here / "scores.json").write_text(answer)
-
-    thread = threading.Thread(target=person)
-    thread.start()
-    return thread
+def rounds(folder):
+    """A reward that asks through a folder, as a fresh process would build it."""
+    return load_reward("ratings", folder=folder, clip=False)
 
 
-def test_a_folder_carries_pictures_out_and_scores_in(tmp_path):
-    seen = {}
-    thread = _answer_when_asked(tmp_path, "[2, 4.5]", seen)
-    reward = load_reward("ratings", folder=tmp_path, timeout=20)
-    assert reward(pictures(2), ["ein Kätzchen", "b"]).tolist() == [2.0, 4.5]
-    thread.join()
-    assert seen == {"sizes": [(56, 40), (56, 40)], "prompts": ["ein Kätzchen", "b"]}
-    image = torch.tensor(list(Image.open(tmp_path / "round_0001" / "000.png").get_flattened_data()))
-    expected = (pictures(2)[0] * 255).round().permute(1, 2, 0).reshape(-1, 3)
-    assert torch.equal(image.float(), expected)
+def answer(folder, scores, number=1):
+    (folder / f"round_{number:04d}" / "scores.json").write_text(json.dumps(scores))
 
 
-def test_a_second_round_gets_the_next_number(tmp_path):
-    for name in ("round_0007", "round_seven", ".round_0008"):
-        (tmp_path / name).mkdir()
-    (tmp_path / ".round_0008" / "left_over.png").touch()
-    with pytest.raises(UserError, match=r"round_0008.scores\.json came within 0 seconds"):
-        RatingFolder(tmp_path, timeout=0)(pictures(1), ["a"])
-    assert {path.name for path in (tmp_path / "round_0008").iterdir()} == {"000.png", "prompts.json"}
+def test_a_folder_gets_the_pictures_and_nobody_waits(tmp_path):
+    images, prompts = pictures(2), ["ein Kätzchen", "b"]
+    with pytest.raises(Pending) as pending:
+        rounds(tmp_path)(images, prompts)
+    here = tmp_path / "round_0001"
+    assert str(here / "scores.json") in pending.value.reason and "2 of 2 pictures" in pending.value.reason
+    assert {path.name for path in here.iterdir()} == {"000.png", "001.png", "prompts.json"}
+    assert json.loads((here / "prompts.json").read_text("utf-8")) == prompts
+    written = torch.from_numpy(numpy.array(Image.open(here / "000.png"))).permute(2, 0, 1)
+    assert torch.equal(written.float(), (images[0] * 255).round())
 
 
-@pytest.mark.parametrize("answer", ["[1]", "five", '{"a": 1, "b": 2}', "[1, null]", "3"])
-def test_an_answer_that_is_no_list_of_as_many_numbers_is_named(tmp_path, answer):
-    thread = _answer_when_asked(tmp_path, answer, {})
-    with pytest.raises(UserError, match=r"scores\.json must be a list of 2 numbers"):
-        RatingFolder(tmp_path, timeout=20, pause=0.05)(pictures(2), ["a", "b"])
-    thread.join()
+def test_the_same_update_taken_up_again_gets_its_answers(tmp_path):
+    images, prompts = pictures(2), ["a", "b"]
+    with pytest.raises(Pending):
+        rounds(tmp_path)(images, prompts)
+    answer(tmp_path, [2, 4.5])
+    again = rounds(tmp_path)
+    again.begin_update()
+    assert again(images, prompts).tolist() == [2.0, 4.5]
+
+
+def test_all_pieces_of_an_update_are_one_round_in_the_order_asked(tmp_path):
+    images, prompts = pictures(5), list("abcde")
+    reward = rounds(tmp_path)
+    for piece in (slice(0, 2), slice(2, 4), slice(4, 5)):  # a caller that goes on asking
+        with pytest.raises(Pending):
+            reward(images[piece], prompts[piece])
+    assert json.loads((tmp_path / "round_0001" / "prompts.json").read_text()) == prompts
+    assert len(list((tmp_path / "round_0001").glob("*.png"))) == 5
+    answer(tmp_path, [5, 4, 3, 2, 1])
+    reward.begin_update()
+    scores = [reward(images[piece], prompts[piece]) for piece in (slice(0, 3), slice(3, 5))]
+    assert torch.cat(scores).tolist() == [5, 4, 3, 2, 1]
+
+
+def test_a_caller_that_stops_at_pending_gets_the_round_answered_piece_by_piece(tmp_path):
+    images, prompts = pictures(4), list("abcd")
+    for rated in ([], [1, 2]):
+        reward = rounds(tmp_path)
+        if rated:
+            answer(tmp_path, rated)
+            assert reward(images[:2], prompts[:2]).tolist() == rated
+        with pytest.raises(Pending, match=f"2 of {len(rated) + 2} pictures"):
+            reward(images[len(rated) : len(rated) + 2], prompts[len(rated) : len(rated) + 2])
+    answer(tmp_path, [1, 2, 3, 4])
+    reward = rounds(tmp_path)
+    assert [reward(images[i : i + 2], prompts[i : i + 2]).tolist() for i in (0, 2)] == [[1, 2], [3, 4]]
+
+
+def test_a_round_ends_with_its_update_and_the_next_gets_the_next_number(tmp_path):
+    reward = rounds(tmp_path)
+    for number in (1, 2, 3):
+        reward.begin_update()
+        images = pictures(2, seed=number)
+        with pytest.raises(Pending, match=f"round_000{number}"):
+            reward(images, ["a", "b"])
+        answer(tmp_path, [number, -number], number)
+        reward = _restored(rounds(tmp_path), reward)
+        reward.begin_update()
+        assert reward(images, ["a", "b"]).tolist() == [number, -number]
+        reward.after_update()
+    assert reward.rounds == 3 and reward.ratings.tolist() == [1, -1, 2, -2, 3, -3]
+
+
+def _restored(fresh, saved):
+    fresh.load_state_dict(saved.state_dict())
+    return fresh
+
+
+def test_an_update_that_rates_nothing_is_no_round(tmp_path):
+    reward = rounds(tmp_path)
+    reward.begin_update(), reward.after_update()
+    with pytest.raises(Pending, match="round_0001"):
+        reward(pictures(1), ["a"])
+    reward.after_update()  # given up: nothing was rated
+    with pytest.raises(Pending, match="round_0001"):
+        reward(pictures(1), ["a"])
+
+
+def test_pictures_of_another_run_in_the_folder_are_noticed(tmp_path):
+    with pytest.raises(Pending):
+        rounds(tmp_path)(pictures(2), ["a", "b"])
+    answer(tmp_path, [1, 2])
+    for images, prompts in (
+        (pictures(2, seed=5), ["a", "b"]),
+        (pictures(2, 8, 8), ["a", "b"]),
+        (pictures(2), ["a", "c"]),
+    ):
+        with pytest.raises(UserError, match="is not what this run asks about.*empty folder"):
+            rounds(tmp_path)(images, prompts)
+
+
+def test_ratings_may_come_as_a_table_in_any_order(tmp_path):
+    images, prompts = pictures(3), list("abc")
+    with pytest.raises(Pending):
+        rounds(tmp_path)(images, prompts)
+    table = tmp_path / "round_0001" / "ratings.csv"
+    table.write_text("\ufefffile,score\r\n002.png,3\r\n\r\n000.png, 1.5\r\n001.png,\r\n", "utf-8")
+    with pytest.raises(Pending, match="1 of 3 pictures"):
+        rounds(tmp_path)(images, prompts)
+    table.write_text("002.png,3\n000.png,1.5\n001.png,2\n")
+    assert rounds(tmp_path)(images, prompts).tolist() == [1.5, 2, 3]
+
+
+@pytest.mark.parametrize("scores", ["[1]", "[]", "[1, null]", "[null, 2]"])
+def test_scores_that_are_not_all_there_are_waited_for(tmp_path, scores):
+    for text in (None, scores):
+        if text is not None:
+            (tmp_path / "round_0001" / "scores.json").write_text(text)
+        with pytest.raises(Pending):
+            rounds(tmp_path)(pictures(2), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "name, text, sentence",
+    [
+        *(
+            ("scores.json", text, r"scores\.json must be a list of 2 numbers")
+            for text in ("five", "", '{"a": 1}', "[1, 2, 3]", '["1", 2]', "[1, NaN]", "3", "[1, [2]]")
+        ),
+        ("ratings.csv", "000.png,1\n007.png,2\n", r"line 2: '007\.png' is none of the round's 2 pictures"),
+        ("ratings.csv", "000.png,1\n000.png,2\n", r"line 2: '000\.png' comes twice"),
+        ("ratings.csv", "000.png,good\n", "line 1: 'good' is no number"),
+        ("ratings.csv", "000.png,inf\n", "line 1: 'inf' is no number"),
+    ],
+)
+def test_scores_that_cannot_be_read_are_named(tmp_path, name, text, sentence):
+    with pytest.raises(Pending):
+        rounds(tmp_path)(pictures(2), ["a", "b"])
+    (tmp_path / "round_0001" / name).write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        rounds(tmp_path)(pictures(2), ["a", "b"])
+
+
+def test_a_damaged_list_of_prompts_is_named(tmp_path):
+    with pytest.raises(Pending):
+        rounds(tmp_path)(pictures(2), ["a", "b"])
+    (tmp_path / "round_0001" / "prompts.json").write_text("[")
+    with pytest.raises(UserError, match=r"prompts\.json is not what this run asks about"):
+        rounds(tmp_path)(pictures(2), ["a", "b"])
+
+
+ASK = """
+import os, signal, sys, torch
+from rlr_core.common.pending import Pending
+from rlr_core.rewards import load_reward
+
+folder, kill_at = sys.argv[1], int(sys.argv[2])
+replace, count = os.replace, [0]
+
+def replace_or_die(*paths):
+    count[0] += 1
+    if count[0] == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+
+os.replace = replace_or_die
+images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+reward = load_reward("ratings", folder=folder, clip=False)
+reward.begin_update()
+try:
+    print(torch.cat([reward(images[:2], ["a", "b"]), reward(images[2:], ["c"])]).tolist())
+except Pending as pending:
+    print(pending.reason)
+"""
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3])  # before a picture, between two, before the prompts
+def test_a_kill_while_asking_loses_nothing(tmp_path, kill_at):
+    """The next process completes the round, a later one finds the answers; no torn file is left behind."""
+
+    def process(kill_at=0):
+        command = [sys.executable, "-c", ASK, str(tmp_path), str(kill_at)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    killed = process(kill_at)
+    assert killed.returncode == -signal.SIGKILL
+    assert "2 of 2 pictures" in process().stdout
+    for picture in ("000.png", "001.png"):
+        assert Image.open(tmp_path / "round_0001" / picture).size == (16, 16)
+    answer(tmp_path, [1, 2])
+    assert "1 of 3 pictures" in process().stdout
+    answer(tmp_path, [1, 2, 3])
+    assert process().stdout.strip() == "[1.0, 2.0, 3.0]"
+    names = {path.name for path in (tmp_path / "round_0001").iterdir()}
+    assert names == {"000.png", "001.png", "002.png", "prompts.json", "scores.json"}
+
+
+def test_a_callback_may_say_that_it_has_no_answer_yet():
+    answers = []
+
+    def ask(images, prompts):
+        if not answers:
+            raise Pending("The form is not filled in.")
+        return answers[: len(prompts)]
+
+    reward = load_reward("combine", rewards=[load_reward("ratings", ask=ask, clip=False)], normalize=False)
+    reward.begin_update()
+    with pytest.raises(Pending, match="The form"):
+        reward(pictures(2), ["a", "b"])
+    answers += [3, 4]
+    reward.begin_update()
+    assert reward(pictures(2), ["a", "b"]).tolist() == [3, 4]
+
+
+def test_held_out_pictures_are_not_for_a_person_but_for_the_head():
+    reward = load_reward("combine", rewards=["brightness", load_reward("ratings", ask=likes_red, clip=False)])
+    assert not reward.evaluable and reward.surrogate.evaluable
+    assert load_reward("brightness").evaluable
+
+
+def test_ratings_of_an_update_that_was_given_up_are_not_learned_from():
+    reward = load_reward("ratings", ask=likes_red, clip=False)
+    for images in (assorted(8, 0), assorted(8, 1)):
+        reward.begin_update()
+        reward(images, [""] * 8)
+    reward.after_update()
+    assert reward.rounds == 1 and torch.equal(reward.ratings, torch.tensor(likes_red(assorted(8, 1), [])))
 
 
 def test_a_callback_that_answers_too_little_is_named():
-    with pytest.raises(UserError, match=r"asked about 2 pictures and got \[1\] numbers"):
+    with pytest.raises(UserError, match=r"'ratings' returned shape \[1\] for 2 pictures"):
         load_reward("ratings", ask=lambda images, prompts: [1.0])(pictures(2), ["a", "b"])
 
 

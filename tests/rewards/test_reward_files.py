@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from marks import opens_pickles
 from reference.rewards_tiny import aesthetic_head, hugging_face_clip, open_clip_model, save
 
 from rlr_core.errors import UserError
@@ -30,6 +31,7 @@ class Dangerous:
         return os.system, (f"touch {self.marker}",)
 
 
+@opens_pickles
 @pytest.mark.parametrize("how", ["torch", "torch legacy", "plain pickle"])
 def test_a_pickle_that_would_run_code_is_refused(folder, how):
     marker, path = folder / "it_ran", folder / "sac+logos+ava1-l14-linearMSE.pth"
@@ -86,7 +88,7 @@ def test_without_the_variable_the_folder_is_models_reward_models(tmp_path, monke
     assert locate(HEAD).samefile(path)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".pt", marks=opens_pickles)])
 def test_a_truncated_file_is_called_truncated(folder, suffix):
     path = folder / f"clip{suffix}"
     if suffix == ".pt":
@@ -101,6 +103,7 @@ def test_a_truncated_file_is_called_truncated(folder, suffix):
         assert "huggingface.co" in str(error.value)
 
 
+@opens_pickles
 def test_a_torchscript_program_is_refused_by_its_name(folder):
     path = folder / "ViT-L-14.pt"
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
@@ -154,6 +157,7 @@ def test_an_image_tower_alone_is_not_enough_for_prompts(folder):
         load_reward("clip_score", weights=path)
 
 
+@opens_pickles
 def test_nested_and_prefixed_state_dicts_are_unwrapped(folder):
     tensors = aesthetic_head()
     path = folder / "head.pth"

@@ -13,16 +13,18 @@ from rlr_core.evaluation.measures import difference
 from rlr_core.rewards import load_reward
 from rlr_core.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 WEIGHTLESS = {
     "jpeg_compressibility": {},
     "jpeg_incompressibility": {},
-    "mean_colour": {},
+    "mean_color": {},
     "brightness": {},
     "saturation": {},
     "contrast": {},
     "sharpness": {},
     "total_variation": {},
-    "target_colour": {},
+    "target_color": {},
 }
 
 

@@ -101,7 +101,7 @@ def test_enough_motion_earns_nothing_more():
     assert video.grad.abs().max() == 0
 
 
-def test_clip_consistency_is_the_mean_cosine_of_neighbours(tmp_path):
+def test_clip_consistency_is_the_mean_cosine_of_neighbors(tmp_path):
     model = hugging_face_clip("quick_gelu")
     reward = load_reward("clip_consistency", clip=save(model, tmp_path / "clip.safetensors"))
     video = pictures(6, 32, 32).unflatten(0, (2, 3))

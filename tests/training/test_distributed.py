@@ -29,6 +29,7 @@ def launch(settings: dict, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [{"name": "adaptive"}, {"name": "rlr", "perturbations": 2}],

@@ -57,6 +57,7 @@ def test_where_one_picture_is_too_much_checkpointing_comes_first_and_size_last(m
         check_memory(make("b", gradient_checkpointing=True), 1000)
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_in_the_run(make, monkeypatch):
     first, second = make("a"), make("b")
     measure(second)

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from marks import quick
 from runs import redness, rows, run, small_config, weights
 from tiny_models import load_tiny
 
@@ -58,7 +59,10 @@ def killed_at_event(settings, kind, count, resume):
     return lambda: run(settings, resume=resume, on_event=on_event)
 
 
-@pytest.mark.parametrize("kind, count", [("update", 1), ("update", 4), ("progress", 1), ("progress", 17)])
+@pytest.mark.parametrize(
+    "kind, count",
+    quick([("update", 1), ("update", 4), ("progress", 1), ("progress", 17)], ("update", 4), ("progress", 1)),
+)
 def test_killed_run_goes_on_bit_equal(kind, count, tmp_path, unbroken):
     settings = small_config(tmp_path / "run")
     assert in_child(killed_at_event(settings, kind, count, resume=False)) == -signal.SIGKILL
@@ -66,7 +70,7 @@ def test_killed_run_goes_on_bit_equal(kind, count, tmp_path, unbroken):
     assert same(tmp_path / "run", unbroken)
 
 
-@pytest.mark.parametrize("moment", [1, 2, 3, 4, 6, 9])
+@pytest.mark.parametrize("moment", quick([1, 2, 3, 4, 6, 9], 4))
 def test_killed_while_files_are_written_goes_on_bit_equal(moment, tmp_path, unbroken):
     """Dies at the n-th flush: before a temporary file takes its name, or right after."""
     settings = small_config(tmp_path / "run", save_every=1)
@@ -90,6 +94,7 @@ def test_killed_while_files_are_written_goes_on_bit_equal(moment, tmp_path, unbr
     assert same(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_goes_on_bit_equal(tmp_path, unbroken):
     settings = small_config(tmp_path / "run")
     kills, resume = 0, False
@@ -115,7 +120,7 @@ def ctrl_c_at(count):
     return on_event
 
 
-@pytest.mark.parametrize("method", ["ddpo", "rlr", "likelihood_ratio"])
+@pytest.mark.parametrize("method", quick(["ddpo", "rlr", "likelihood_ratio"], "ddpo"))
 def test_interrupted_run_keeps_its_last_whole_update_and_goes_on_bit_equal(method, tmp_path):
     """Ctrl-C in the middle of an update, inner epochs and perturbed weights included."""
     whole = small_config(tmp_path / "whole", method={"name": method}, save_every=100)
@@ -128,6 +133,7 @@ def test_interrupted_run_keeps_its_last_whole_update_and_goes_on_bit_equal(metho
     assert same(tmp_path / "broken", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["adaptive", "rlr"])
 def test_interrupted_run_that_trains_the_text_encoder_goes_on_bit_equal(method, tiny_sd_folder, tmp_path):
     def train_sd(out, resume=False, on_event=None):
@@ -182,7 +188,7 @@ def test_existing_run_is_not_overwritten(tmp_path):
     assert rows(tmp_path / "run") == before
 
 
-@pytest.mark.parametrize("method", ["full", "likelihood_ratio", "rlr"])
+@pytest.mark.parametrize("method", quick(["full", "likelihood_ratio", "rlr"], "likelihood_ratio"))
 def test_micro_batches_do_not_change_the_run(method, tmp_path):
     run(small_config(tmp_path / "whole", method={"name": method}, micro_batch=8, decode_batch=8))
     run(small_config(tmp_path / "pieces", method={"name": method}, micro_batch=3, decode_batch=1))

@@ -264,6 +264,7 @@ def test_killed_while_a_state_is_written_a_whole_state_remains(folder, monkeypat
     assert os.listdir(folder.path / "state") == ["state.safetensors"]
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_no_state_and_no_row_is_ever_lost(folder):
     """The child tells the numbers it has saved; the parent kills it in the midst of what comes next."""
     folder.save_state(*state_of(0))

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from marks import quick
 from runs import redness, small_config, weights
 from tiny_flow import TinyFlow
 from tiny_models import load_tiny
@@ -29,7 +30,7 @@ LONGER = {"steps": 24, "batch": 16, "micro_batch": 16, "evaluation": {"samples":
 
 @pytest.mark.parametrize(
     "method",
-    ["adaptive", "full", "truncated", "likelihood_ratio", "ddpo", "rlr", "zeroth_order"],
+    quick(["adaptive", "full", "truncated", "likelihood_ratio", "ddpo", "rlr", "zeroth_order"], "adaptive"),
 )
 def test_every_method_raises_the_reward(method, tmp_path):
     settings = {"name": method, "remainder": "likelihood_ratio", "perturbations": 4, "perturbation": 0.05}
@@ -38,6 +39,7 @@ def test_every_method_raises_the_reward(method, tmp_path):
     assert gain.low > 0
 
 
+@pytest.mark.slow
 def test_black_box_reward_is_never_asked_for_a_gradient(tmp_path):
     def black_box(images, prompts):
         assert not images.requires_grad
@@ -65,7 +67,7 @@ def trained_sd(folder, out, **changes):
     return model, train(model, redness, config)
 
 
-@pytest.mark.parametrize("method", ["adaptive", "ddpo", "rlr", "zeroth_order"])
+@pytest.mark.parametrize("method", quick(["adaptive", "ddpo", "rlr", "zeroth_order"], "zeroth_order"))
 def test_a_run_trains_the_text_encoder_if_asked(method, tiny_sd_folder, tmp_path):
     settings = {"steps": 2, "method": {"name": method}}
     _, plain = trained_sd(tiny_sd_folder, tmp_path / "plain", **settings)
@@ -200,6 +202,7 @@ def test_metrics_have_what_every_reader_needs(tmp_path):
         assert (tmp_path / "run" / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_kl_holds_the_adapter_near_the_base(tmp_path):
     free = train_on(redness, tmp_path / "free", **LONGER)
     held = train_on(
@@ -241,6 +244,7 @@ def test_config_object_may_name_its_method_only():
     assert TrainConfig(method="rlr").method.name == "rlr"
 
 
+@pytest.mark.slow
 def test_what_a_reward_averages_changes_between_updates_and_survives_a_kill(tmp_path):
     """combine's running scales stand still inside an update, move after it, and go on from the state."""
     from rlr_core.rewards import load_reward

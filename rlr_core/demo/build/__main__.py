@@ -89,6 +89,7 @@ def _build_model(out: Path, seed: int, budget: Budget) -> None:
     )
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out / "model")
+    nest_text_encoder(out / "model" / "text_encoder" / "model.safetensors")
     # fp16 is how the weights are stored; unasked, every part is to load as float32
     config = out / "model" / "text_encoder" / "config.json"
     config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
@@ -97,6 +98,19 @@ def _build_model(out: Path, seed: int, budget: Budget) -> None:
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.pop("_name_or_path", None)
     config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def nest_text_encoder(path: Path) -> None:
+    """Put every name of a CLIP text encoder's file under 'text_model.', which every transformers reads.
+
+    Releases from 5.6 on write the file without the prefix, which those before cannot read."""
+    from safetensors.torch import load, save_file
+
+    from rlr_core.diffusion.models.clip_text_encoder import NESTED
+
+    tensors = load(path.read_bytes())  # not mapped: the file is written anew
+    nested = {f"{NESTED}{name.removeprefix(NESTED)}": tensor for name, tensor in tensors.items()}
+    save_file(nested, path, metadata={"format": "pt"})
 
 
 def _build_reward(out: Path, seed: int, budget: Budget) -> None:

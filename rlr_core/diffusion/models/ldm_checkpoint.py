@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlr_core.common.weights import Shapes, kind_of, read_header
+from rlr_core.diffusion.models.clip_text_encoder import clip_text_encoder
 from rlr_core.diffusion.models.clip_tokenizer import clip_tokenizer
 from rlr_core.errors import UserError
 
@@ -198,24 +199,15 @@ def _network(network: type, path: Path, config: dict[str, Any], dtype: torch.dty
 
 def _text_encoder(path: Path, version: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
     """The CLIP text tower of the file, strictly: every weight is there or it is an error."""
-    from accelerate import init_empty_weights
     from safetensors import safe_open
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig
 
     with safe_open(path, "pt") as file:
         prefix = TEXT[version]
         state = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
-    if version == "sd1":
-        state = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-        state.pop("embeddings.position_ids", None)
-    else:
+    if version == "sd2":
         state = _from_open_clip(state, config["num_hidden_layers"])
-    with init_empty_weights():
-        module = CLIPTextModel(CLIPTextConfig(**config))
-    nested = "text_model." if hasattr(module, "text_model") else ""  # flat since transformers 5.6
-    state = {f"{nested}{name}": tensor.to(dtype) for name, tensor in state.items()}
-    missing, unknown = module.load_state_dict(state, strict=False, assign=True)
-    missing = [name for name in missing if not name.endswith("position_ids")]
+    module, missing, unknown = clip_text_encoder(state, CLIPTextConfig(**config), dtype)
     if missing or unknown:
         raise UserError(
             f"The text encoder in {path} is not as expected: {len(missing)} weights are missing and "

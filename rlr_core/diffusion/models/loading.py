@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from rlr_core.common import weights
-from rlr_core.common.weights import DTYPES
+from rlr_core.common.weights import parse_dtype
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError, nearest
 
@@ -73,14 +73,7 @@ def find_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
             return torch.float32
         has_bfloat16 = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if has_bfloat16 else torch.float16
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            hint = nearest(dtype, list(DTYPES))
-            raise UserError(f"Unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}.{hint}")
-        return DTYPES[dtype]
-    if dtype not in DTYPES.values():
-        raise UserError(f"Weights of type {dtype} are not supported; use one of {', '.join(DTYPES)}.")
-    return dtype
+    return parse_dtype(dtype)
 
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> DiffusionModel:

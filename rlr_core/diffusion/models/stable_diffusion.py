@@ -16,6 +16,7 @@ from rlr_core.common import weights as weight_files
 from rlr_core.diffusion import kernels
 from rlr_core.diffusion.models import ldm_checkpoint
 from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel, Rows
+from rlr_core.diffusion.models.clip_text_encoder import clip_text_encoder
 from rlr_core.diffusion.models.peft_layers import has_adapter
 from rlr_core.errors import UserError
 
@@ -283,7 +284,7 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         raise UserError(f"{folder} is incomplete: no {', '.join(missing)}; copy the whole folder again.")
 
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
     try:
         scheduler_config = json.loads((folder / "scheduler/scheduler_config.json").read_text("utf-8"))
@@ -293,7 +294,7 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "unet": _load_part(UNet2DConditionModel, folder / "unet", dtype),
         "vae": _load_part(AutoencoderKL, folder / "vae", dtype),
-        "text_encoder": _load_part(CLIPTextModel, folder / "text_encoder", dtype),
+        "text_encoder": _load_text_encoder(folder / "text_encoder", dtype),
         "tokenizer": tokenizer,
         "scheduler_config": scheduler_config,
     }
@@ -301,17 +302,7 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 def _load_part(network: type, folder: Path, dtype: torch.dtype) -> nn.Module:
     """One network from its folder, whole or not at all: from_pretrained itself fills gaps with noise."""
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickled = any(folder.glob("*.bin"))
-        raise UserError(
-            f"{folder} holds pickled weights (.bin), which are never opened; convert them to .safetensors."
-            if pickled
-            else f"{folder} is incomplete: it holds no .safetensors file; copy the whole folder again."
-        )
-    for file in weights:
-        weight_files.read_header(file)  # says what is wrong with a truncated file
-    variant = "fp16" if all(".fp16." in file.name for file in weights) else None
+    _, variant = _weights_of(folder)
     try:
         module, info = network.from_pretrained(
             folder,
@@ -323,12 +314,47 @@ def _load_part(network: type, folder: Path, dtype: torch.dtype) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    gaps = [*info["missing_keys"], *info["mismatched_keys"]]
+    _refuse_gaps(folder, [*info["missing_keys"], *info["mismatched_keys"]])
+    return module
+
+
+def _load_text_encoder(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The CLIP text encoder from its folder, whichever transformers wrote it and whichever is here."""
+    from safetensors.torch import load_file
+    from transformers import CLIPTextConfig
+
+    files, _ = _weights_of(folder)
+    try:
+        config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+        tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        module, missing, _ = clip_text_encoder(tensors, config, dtype)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    _refuse_gaps(folder, missing)
+    return module
+
+
+def _weights_of(folder: Path) -> tuple[list[Path], str | None]:
+    """A network's .safetensors files and their variant: 'fp16' where there are no others."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = any(folder.glob("*.bin"))
+        raise UserError(
+            f"{folder} holds pickled weights (.bin), which are never opened; convert them to .safetensors."
+            if pickled
+            else f"{folder} is incomplete: it holds no .safetensors file; copy the whole folder again."
+        )
+    for file in files:
+        weight_files.read_header(file)  # says what is wrong with a truncated file
+    full = [file for file in files if ".fp16." not in file.name]
+    return (full, None) if full else (files, "fp16")
+
+
+def _refuse_gaps(folder: Path, gaps: Sequence[str]) -> None:
     if gaps:
         raise UserError(
             f"{folder} does not fit its config.json: {len(gaps)} weights are missing, first {gaps[0]}."
         )
-    return module
 
 
 def _frozen(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

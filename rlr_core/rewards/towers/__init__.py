@@ -1,1 +1,1 @@
-"""Networks that rewards share: CLIP, BLIP, what pictures go through before them."""
+"""Networks that rewards share: CLIP, BLIP, Flan-T5, and what pictures go through before them."""

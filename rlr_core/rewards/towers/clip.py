@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,19 @@ from rlr_core.errors import UserError
 from rlr_core.rewards.files import WeightFile, fill, wrong_architecture
 from rlr_core.rewards.towers.clip_layout import ClipFile, read_clip, text_sizes, vision_sizes
 from rlr_core.rewards.towers.precision import as_dtype, default_dtype, run_in
-from rlr_core.rewards.towers.preprocess import normalise
+from rlr_core.rewards.towers.preprocess import normalize
 
+CLIP_L = WeightFile(
+    "clip",
+    (
+        "clip-vit-large-patch14.safetensors",
+        "clip-vit-large-patch14",
+        "clip_vision_l.safetensors",
+        "ViT-L-14.safetensors",
+    ),
+    "OpenAI's CLIP ViT-L/14, image tower (ComfyUI's clip_vision file will do)",
+    "https://huggingface.co/openai/clip-vit-large-patch14 (model.safetensors, renamed)",
+)
 PROMPTS_AT_ONCE = 32
 
 
@@ -69,14 +81,14 @@ class ImageTower:
             self.network.to(self.device, self.dtype or default_dtype(self.device))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Features [B, D], float32, not normalised."""
+        """Features [B, D], float32, not normalized."""
         return self._run(self.network, pixels)
 
     def tokens(self, pixels: Tensor, layers: Sequence[int]) -> Tensor:
         """Patch tokens [B, len(layers), N, width], float32, after each of the given layers (from 0)."""
 
         def network(x: Tensor) -> Tensor:
-            out = self.network.forward_intermediates(
+            out: Any = self.network.forward_intermediates(
                 x, indices=list(layers), stop_early=True, intermediates_only=True, output_fmt="NLC"
             )
             return torch.stack(out["image_intermediates"], 1)
@@ -87,7 +99,7 @@ class ImageTower:
         if self.device is None:
             self.to(pixels.device)
         dtype = next(self.network.parameters()).dtype
-        return run_in(dtype, network, normalise(pixels.to(self.device)))
+        return run_in(dtype, network, normalize(pixels.to(self.device)))
 
 
 class PromptFeatures:
@@ -118,7 +130,7 @@ class PromptFeatures:
             self.known.update(zip(some, features, strict=True))
 
 
-def text_tower(clip: ClipFile, needed: WeightFile) -> nn.Module:
+def text_tower(clip: ClipFile, needed: WeightFile) -> Any:
     """The frozen text tower of a CLIP file; UserError for a file that has none."""
     if "token_embedding.weight" not in clip.text or "text_projection" not in clip.text:
         raise UserError(

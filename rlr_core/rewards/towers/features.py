@@ -1,4 +1,4 @@
-"""Pictures to feature vectors for a small head: a frozen CLIP's, or colour and texture without weights."""
+"""Pictures to feature vectors for a small head: a frozen CLIP's, or color and texture without weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlr_core.rewards.aesthetic import CLIP_L
 from rlr_core.rewards.files import locate
-from rlr_core.rewards.pixels import luminance
-from rlr_core.rewards.towers.clip import ImageTower
+from rlr_core.rewards.towers.clip import CLIP_L, ImageTower
 from rlr_core.rewards.towers.clip_layout import read_clip
-from rlr_core.rewards.towers.preprocess import crop_shorter_side
+from rlr_core.rewards.towers.preprocess import crop_shorter_side, luminance
 
 GRID = 4
 SCALES = 3
@@ -41,7 +39,7 @@ class ClipFeatures:
 
 
 class SimpleFeatures:
-    """Colours on a 4 x 4 grid, spread of each channel, and strength of detail at three scales."""
+    """Colors on a 4 x 4 grid, spread of each channel, and strength of detail at three scales."""
 
     width = 3 * GRID * GRID + 3 + SCALES
 
@@ -51,7 +49,7 @@ class SimpleFeatures:
 
     def _pictures(self, images: Tensor) -> Tensor:
         images = images.float()
-        colours = F.adaptive_avg_pool2d(images, GRID).flatten(1)
+        colors = F.adaptive_avg_pool2d(images, GRID).flatten(1)
         spread = (images.var((-2, -1), correction=0) + TINY).sqrt()
         detail = []
         luma = luminance(images)[:, None]
@@ -60,7 +58,7 @@ class SimpleFeatures:
             detail.append((energy + TINY).sqrt())
             if min(luma.shape[-2:]) >= 4:
                 luma = F.avg_pool2d(luma, 2)
-        return torch.cat([colours, spread, torch.stack(detail, 1)], 1)
+        return torch.cat([colors, spread, torch.stack(detail, 1)], 1)
 
     def to(self, device: torch.device | str) -> None:
         """Nothing to move."""

@@ -7,20 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlr_core.errors import UserError, nearest
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from rlr_core.common.weights import parse_dtype
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A torch dtype from its name; None stays None. Raises UserError for another name."""
-    if dtype is None or dtype in DTYPES.values():
-        return dtype
-    if dtype not in DTYPES:
-        raise UserError(
-            f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.{nearest(str(dtype), list(DTYPES))}"
-        )
-    return DTYPES[dtype]
+    return None if dtype is None else parse_dtype(dtype)
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
@@ -33,7 +25,7 @@ def run_in(dtype: torch.dtype, network: Callable[[Tensor], Tensor], x: Tensor) -
 
     In float16 the gradient is rescaled: what comes in is divided by its largest entry, picture by picture,
     and what goes out is multiplied back. A reward's small weight in a sum can then neither underflow nor
-    overflow inside the network, and a picture's gradient does not depend on its neighbours in the batch.
+    overflow inside the network, and a picture's gradient does not depend on its neighbors in the batch.
     """
     if dtype is not torch.float16:
         return network(x.float().to(dtype)).float()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -29,7 +30,7 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def crop_shorter_side(images: Tensor, size: int, offset: str = "round") -> Tensor:
-    """Shorter side to `size`, then the centre square [B, 3, size, size], as CLIP's own preprocessing.
+    """Shorter side to `size`, then the center square [B, 3, size, size], as CLIP's own preprocessing.
 
     offset: where the square begins when an odd number of pixels is left over: round (torchvision's
     CenterCrop: OpenAI's CLIP, open_clip, ImageReward) or floor (transformers' CLIPImageProcessor: PickScore).
@@ -54,21 +55,27 @@ def pad_longer_side(images: Tensor, size: int) -> Tensor:
 
 
 def pad_square(images: Tensor, size: int) -> Tensor:
-    """Bars of CLIP's mean colour (in 8 bits) to a square, then resized to `size`, as LLaVA and VQAScore."""
+    """Bars of CLIP's mean color (in 8 bits) to a square, then resized to `size`, as LLaVA and VQAScore."""
     height, width = images.shape[-2:]
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     if height != width:
-        colour = torch.tensor([int(255 * mean) / 255 for mean in CLIP_MEAN])
+        color = torch.tensor([int(255 * mean) / 255 for mean in CLIP_MEAN])
         canvas = (
-            colour.to(images.device, torch.float32)[:, None, None].expand(len(images), 3, side, side).clone()
+            color.to(images.device, torch.float32)[:, None, None].expand(len(images), 3, side, side).clone()
         )
         canvas[..., top : top + height, left : left + width] = images.float()
         images = canvas
     return resize(images, size, size)
 
 
-def normalise(images: Tensor, mean=CLIP_MEAN, std=CLIP_STD) -> Tensor:
+def normalize(images: Tensor, mean=CLIP_MEAN, std=CLIP_STD) -> Tensor:
     """(images - mean) / std per channel, float32."""
     mean, std = (torch.tensor(value, device=images.device)[:, None, None] for value in (mean, std))
     return (images.float() - mean) / std
+
+
+def luminance(images: Tensor) -> Tensor:
+    """Luma [..., H, W] in [0, 1] of images [..., 3, H, W]."""
+    weights = torch.tensor(LUMA, device=images.device)[:, None, None]
+    return (images.float() * weights).sum(-3)
