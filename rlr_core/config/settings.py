@@ -144,8 +144,13 @@ class MethodConfig(Settings):
     clip_range: float = setting(
         0.2, "PPO's clip of the likelihood ratio.", methods=("ddpo", "awm"), ge=1e-6, le=1, step=0.01
     )
-    inner_epochs: int = setting(
-        2, "Optimizer steps per update.", methods=("ddpo", *FROM_SAMPLES), ge=1, le=1000
+    inner_epochs: int = setting(2, "Optimizer steps per update.", methods=("ddpo",), ge=1, le=1000)
+    inner_steps: int = setting(
+        1,
+        "Optimizer steps per update, each with other noise on the same pictures.",
+        methods=FROM_SAMPLES,
+        ge=1,
+        le=1000,
     )
     noise_levels: int = setting(
         2,
@@ -161,8 +166,9 @@ class MethodConfig(Settings):
         methods=FROM_SAMPLES,
     )
     noise_range: list[float] = setting(
-        [0.0, 1.0],
-        "The part of the noise levels that is learned from: 0 is the picture, 1 is pure noise.",
+        [0.5, 1.0],
+        "The part of the noise levels that is learned from: 0 is the picture, 1 is pure noise. The noisy "
+        "half decides what is where; with the other half too, pictures fall apart sooner.",
         methods=FROM_SAMPLES,
     )
     train_guided: bool = setting(

@@ -167,7 +167,7 @@ class Row(Method):
     # --- the gradient ---
 
     def gradients(self, samples: Samples) -> Iterator[GradientEstimate]:
-        for inner in range(self.options.inner_epochs):
+        for inner in range(self.options.inner_steps):
             yield self._gradient(self.lesson(samples, inner), samples.step, inner)
         mean = float(samples.rewards.mean())
         self.mean_reward = mean if self.mean_reward is None else 0.9 * self.mean_reward + 0.1 * mean

@@ -12,8 +12,8 @@ from lessons import Workbench
 from rlr_core.diffusion import losses
 from rlr_core.errors import UserError
 
-ONE_LEVEL = {"noise_levels": 1, "inner_epochs": 1, "noise_range": [0.2, 0.6]}
-"""One evaluation an update, where sigma / alpha is not large."""
+ONE_LEVEL = {"noise_levels": 1, "inner_steps": 1, "noise_range": [0.1, 0.3]}
+"""One evaluation an update, where sigma / alpha is below 1."""
 
 
 class Recorder:
@@ -217,7 +217,7 @@ def test_micro_batches_do_not_change_the_gradient(name, tiny_model):
 
 def test_further_optimizer_steps_draw_other_noise(tiny_model):
     bench = Workbench(tiny_model)
-    method = bench.method("awm", inner_epochs=2)
+    method = bench.method("awm", inner_steps=2)
     first, second = method.gradients(method.collect(bench.batch([0, 0, 1, 1]), 0))
     assert not torch.allclose(first.gradient[1], second.gradient[1])
 
@@ -225,7 +225,7 @@ def test_further_optimizer_steps_draw_other_noise(tiny_model):
 @pytest.mark.parametrize("name", ["nft", "awm"])
 def test_snapshot_costs_nothing_while_it_is_the_model(name, tiny_model):
     bench = Workbench(tiny_model, guidance=1.0)
-    method = bench.method(name, noise_levels=3, inner_epochs=2)
+    method = bench.method(name, noise_levels=3, inner_steps=2)
     samples = method.collect(bench.batch([0, 0, 1, 1]), 0)
     before = bench.chain.evaluations.forward
     steps = method.gradients(samples)

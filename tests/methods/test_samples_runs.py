@@ -9,7 +9,7 @@ from rlr_core.methods import METHODS
 
 VARIANTS = {
     "nft": {"snapshot_decay": 0.5},
-    "awm": {"inner_epochs": 2},
+    "awm": {"inner_steps": 2},
     "dpo": {"kl_weight": 0.01},
     "graft": {"buffer": 20},
     "p_graft": {"buffer": 4, "sample_from": "base"},
