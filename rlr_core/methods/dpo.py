@@ -22,7 +22,8 @@ class Dpo(Row):
     Pairs are the best and the worst picture of each prompt."""
 
     name = "dpo"
-    summary = "the best against the worst picture of each prompt (Diffusion-DPO, online)"
+    summary = "prefers the best picture of each prompt to the worst (Diffusion-DPO, online)"
+    when = "rewards that only rank pictures"
     uses_base = True
 
     @classmethod
