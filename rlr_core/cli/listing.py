@@ -37,7 +37,8 @@ def _methods() -> list[list[str]]:
     for method in map(method_class, METHODS):
         reward = "needs the reward's gradient" if method.needs_gradient == "needed" else "any reward"
         bias = "" if method.bias == "none" else f"biased: {method.bias}"
-        remarks = [part[0].upper() + part[1:] + "." for part in (reward, bias, method.when) if part]
+        when = f"when: {method.when}" if method.when else ""
+        remarks = [f"{part[0].upper()}{part[1:]}." for part in (reward, bias, when) if part]
         rows += [[method.name, method.summary], ["", " ".join(remarks)]]
     return rows
 
