@@ -31,8 +31,8 @@ class SampleNode(Node):
             description="Samples pictures exactly as training does. For finished work use KSampler with RLR "
             "Apply LoRA.",
             inputs=[
-                RlrModel.Input("model", tooltip="From RLR Load Checkpoint or RLR From ComfyUI, or from RLR Train, "
-                               "with its LoRA."),
+                RlrModel.Input("model", tooltip="From RLR Load Checkpoint or RLR From ComfyUI; with the LoRA "
+                               "from RLR Train."),
                 RlrPrompts.Input("prompts", tooltip="What to draw: one picture or more of each."),
                 io.Int.Input("seed", default=0, min=0, max=2**53 - 1, control_after_generate=False,
                              tooltip="Seed of the first picture; the next ones take the next seeds."),

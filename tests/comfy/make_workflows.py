@@ -51,8 +51,8 @@ LAYOUT: dict[str, dict[str, Any]] = {
         "notes": [(40, 984, 320, 230,
                    "**Press Run.** A tiny model that comes with RLR learns to draw what its captions say, "
                    "in a few minutes on a CPU.\n\nIt is trained for the *reward*; the *judge* checks the "
-                   "pictures of captions that training never sees.\n\nCancel and Run again: it goes on. Raise *steps*: "
-                   "it goes on, too.")],
+                   "pictures of captions that training never sees.\n\nCancel and Run again: it goes on. "
+                   "Raise *steps* and it goes on, too.")],
     },
     "rlr-sd15-aesthetic": {
         "nodes": {
