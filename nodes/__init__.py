@@ -31,6 +31,7 @@ async def comfy_entrypoint():
 
 def all_nodes() -> list[type]:
     """Every node of the pack."""
+    from .from_comfy import FromComfy
     from .load import LoadCheckpoint
     from .lora import ApplyLora, SaveLora
     from .method import MethodNode
@@ -43,5 +44,5 @@ def all_nodes() -> list[type]:
 
     return [
         LoadCheckpoint, PromptsNode, PromptStages, RewardNode, CombineRewards, ScoreImages, MethodNode,
-        TrainNode, SaveLora, ApplyLora, SampleNode, TrainingReport,
+        TrainNode, SaveLora, ApplyLora, SampleNode, TrainingReport, FromComfy,
     ]  # fmt: skip

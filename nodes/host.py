@@ -24,7 +24,7 @@ from server import PromptServer
 from rlr_core.errors import UserError
 from rlr_core.rewards.files import FOLDERS_VARIABLE
 
-from . import names
+from . import names, sockets
 
 DEMO = "demo (built in)"
 DIFFUSERS = "diffusers: "
@@ -61,24 +61,24 @@ def model_path(name: str) -> str:
     if name == DEMO:
         return "demo"
     if name.startswith(DIFFUSERS):
-        found = _diffusers_folders().get(name.removeprefix(DIFFUSERS))
+        path = _diffusers_folders().get(name.removeprefix(DIFFUSERS))
     else:
-        found = folder_paths.get_full_path("checkpoints", name)
-    if found is None:
+        path = folder_paths.get_full_path("checkpoints", name)
+    if path is None:
         raise UserError(
             f"There is no model {name[:200]!r} in ComfyUI's models folders; press R to reload the list."
         )
-    return str(found)
+    return str(path)
 
 
 def _diffusers_folders() -> dict[str, Path]:
     """Name -> folder with a model_index.json, at most two levels down."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for base in map(Path, folder_paths.get_folder_paths("diffusers")):
         for pattern in ("*/model_index.json", "*/*/model_index.json"):
             for index in sorted(base.glob(pattern)):
-                found.setdefault(index.parent.relative_to(base).as_posix(), index.parent)
-    return found
+                folders.setdefault(index.parent.relative_to(base).as_posix(), index.parent)
+    return folders
 
 
 def reward_files() -> list[str]:
@@ -96,17 +96,17 @@ def reward_path(name: str) -> str:
     if prefix in REWARD_FOLDERS[1:]:
         tries.append((prefix, rest))
     for kind, file in tries:
-        found = folder_paths.get_full_path(kind, file)
-        if found is not None:
-            return found
+        path = folder_paths.get_full_path(kind, file)
+        if path is not None:
+            return path
     raise UserError(f"There is no file {name[:200]!r} in ComfyUI's {', '.join(REWARD_FOLDERS)} folders.")
 
 
 def prompt_files() -> list[str]:
     """Text files in the input folder, at most two levels down."""
     base = Path(folder_paths.get_input_directory())
-    found = [path for pattern in ("*.txt", "*/*.txt") for path in base.glob(pattern) if path.is_file()]
-    return sorted(path.relative_to(base).as_posix() for path in found)
+    files = [path for pattern in ("*.txt", "*/*.txt") for path in base.glob(pattern) if path.is_file()]
+    return sorted(path.relative_to(base).as_posix() for path in files)
 
 
 def prompt_path(name: str) -> Path:
@@ -184,6 +184,14 @@ def loaded(recipe: Any, device: torch.device) -> Iterator[Any]:
     from rlr_core.lora.apply import apply_lora
 
     check_cancel()
+    if isinstance(recipe, sockets.Native):
+        from .native.model import running
+
+        with running(recipe.family()) as model:
+            if recipe.lora is not None:
+                apply_lora(model, recipe.lora)
+            yield model
+        return
     model = load_model(recipe.path, device, recipe.dtype)
     try:
         check_cancel()
@@ -298,9 +306,9 @@ def low_rank_changes(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, 
 
     of_model, of_clip = split_lora(weights)
     key_map = comfy.lora.model_lora_keys_unet(model.model, {})
-    found = comfy.lora.load_lora(comfy.lora_convert.convert_lora(of_model), key_map)
+    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(of_model), key_map)
     changes = {}
-    for key, adapter in found.items():
+    for key, adapter in patches.items():
         parts = getattr(adapter, "weights", None)
         key = key if isinstance(key, str) else key[0]
         if getattr(adapter, "name", "") != "lora" or any(part is not None for part in parts[3:]):

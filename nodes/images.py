@@ -21,7 +21,9 @@ def to_engine(image: Tensor) -> Tensor:
 
 
 def to_comfy(images: Tensor) -> Tensor:
-    """An IMAGE from [N, 3, H, W]."""
+    """An IMAGE from [N, 3, H, W]; of videos [N, F, 3, H, W] one frame after the other."""
+    if images.ndim == 5:
+        images = images.flatten(0, 1)
     return images.detach().float().clamp(0, 1).movedim(1, -1).cpu().contiguous()
 
 

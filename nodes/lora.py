@@ -63,11 +63,11 @@ def _holds(path: Any, tensors: dict[str, Tensor]) -> bool:
     from safetensors.torch import load_file
 
     try:
-        found = load_file(path)
+        saved = load_file(path)
     except (SafetensorError, OSError):
         return False
-    return found.keys() == tensors.keys() and all(
-        found[key].dtype == value.dtype and torch.equal(found[key], value) for key, value in tensors.items()
+    return saved.keys() == tensors.keys() and all(
+        saved[key].dtype == value.dtype and torch.equal(saved[key], value) for key, value in tensors.items()
     )
 
 

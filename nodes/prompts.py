@@ -117,7 +117,7 @@ class PromptStages(Node):
         stages: dict[str, Any] = {"coarse": lines(coarse), "middle": lines(middle), "fine": lines(fine)}
         if not stages["middle"]:
             del stages["middle"]
-        counts = {name: len(found) for name, found in stages.items()}
+        counts = {name: len(lines) for name, lines in stages.items()}
         if len(set(counts.values())) > 1 or not stages["fine"]:
             said = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise UserError(f"Every stage needs the same number of lines, at least 1; there are: {said}.")
@@ -130,10 +130,10 @@ class PromptStages(Node):
 
 def lines(text: str) -> list[str]:
     """The lines that say something. Raises UserError for too many or too long ones."""
-    found = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(found) > MOST or any(len(line) > LONGEST for line in found):
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > MOST or any(len(line) > LONGEST for line in lines):
         raise UserError(f"At most {MOST:,} prompts of at most {LONGEST:,} characters each can be used.")
-    return found
+    return lines
 
 
 def _evenly(count: int, chosen: int) -> set[int]:

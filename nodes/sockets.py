@@ -1,6 +1,7 @@
 """What travels between the nodes: descriptions, not weights, so that nothing is held between two runs.
 
 A description says the same to `rlr_core.TrainConfig`, so that a run's config.yaml runs on the command line.
+The exception is `Native`, which holds what ComfyUI has loaded, and holds, anyway.
 """
 
 from __future__ import annotations
@@ -20,6 +21,60 @@ class Model:
     """Of the frozen weights; None chooses by device."""
     lora: str | None = None
     """A LoRA file."""
+
+
+@dataclass(frozen=True)
+class Native(Model):
+    """RLR_MODEL of RLR From ComfyUI: a MODEL, CLIP and VAE; `path` is their name and signature."""
+
+    model: Any = None
+    clip: Any = None
+    vae: Any = None
+    latent: Any = None
+    scheduler: str = "simple"
+    guidance_kind: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        latent: Any,
+        scheduler: str,
+        guidance_kind: str | None,
+        name: str | None,
+    ) -> Native:
+        """From ComfyUI's sockets. Raises UserError for what cannot be trained; loads nothing."""
+        from rlr_core.config.validate import PYTHON
+
+        parts = {"model": model, "clip": clip, "vae": vae, "latent": latent}
+        described = cls("", name or "", None, None, **parts, scheduler=scheduler, guidance_kind=guidance_kind)
+        family = described.family()
+        path = f"{PYTHON}{family.name} {family.signature()}"
+        return cls(
+            path, family.name, None, None, **parts, scheduler=scheduler, guidance_kind=family.guidance_kind
+        )
+
+    def family(self) -> Any:
+        """The engine's family over it; nothing is loaded yet."""
+        from .native.model import NativeModel
+
+        return NativeModel(
+            self.model,
+            self.clip,
+            self.vae,
+            self.latent,
+            scheduler=self.scheduler,
+            guidance_kind=self.guidance_kind,
+            name=self.name or None,
+        )
+
+    def patched(self, lora: dict[str, Any]) -> Any:
+        """The MODEL with a LoRA on, as stock LoraLoader gives it."""
+        import comfy.sd
+
+        return comfy.sd.load_lora_for_models(self.model, None, dict(lora), 1.0, 0.0)[0]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from rlr_core.config import MethodConfig, TrainConfig, config_from_dict
 from rlr_core.errors import UserError
@@ -25,6 +27,9 @@ from .schema import (
 )
 
 RESUME, RESTART = "resume", "restart"
+NO_MODEL = (
+    "RLR Train has a MODEL only for a model from RLR From ComfyUI: use RLR Apply LoRA on a stock loader's."
+)
 
 SETTINGS = {
     "steps": "steps",
@@ -79,6 +84,8 @@ class TrainNode(Node):
                                  "for RLR Training Report."),
                 io.LossMap.Output(display_name="loss_map", tooltip="Minus the reward of every update, for "
                                   "the stock loss plot."),
+                io.Model.Output(display_name="patched_model", tooltip="The MODEL of RLR From ComfyUI, with "
+                                "the LoRA on, for KSampler."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -90,7 +97,7 @@ class TrainNode(Node):
         base = names.inside(host.runs_folder(), inputs["run_name"])
         config = config_from(inputs)
         check_config(config)
-        folder = _train(cls, config, base, inputs["mode"] == RESTART)
+        folder = _train(cls, config, base, inputs["mode"] == RESTART, inputs["model"])
         return _outputs(cls, folder, inputs["model"])
 
 
@@ -102,7 +109,9 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
         if not isinstance(value, kind):
             raise UserError(f"Input {name!r} of RLR Train must come from an RLR node.")
     if model.lora is not None:
-        raise UserError("RLR Train starts from a model without a LoRA: connect RLR Load Checkpoint.")
+        raise UserError(
+            "RLR Train starts from a model without a LoRA: connect RLR Load Checkpoint or RLR From ComfyUI."
+        )
     judge = inputs["judge"]
     data = settings_from(inputs, SETTINGS)
     data |= {
@@ -123,22 +132,24 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
     return config_from_dict(data)
 
 
-def _train(node: type, config: TrainConfig, base: Path, restart: bool) -> Path:
+def _train(node: type, config: TrainConfig, base: Path, restart: bool, model: sockets.Model) -> Path:
     """Bring the run to its last update and return its folder; at once where it is there already."""
     from rlr_core.training.results import find_runs, read_results
 
-    *found, free = find_runs(base.parent, base.name, config)
-    folder = free if restart or not found else found[-1]
+    *runs, free = find_runs(base.parent, base.name, config)
+    folder = free if restart or not runs else runs[-1]
     config.out = str(folder)
-    if folder in found and read_results(folder).done(config):
+    if folder in runs and read_results(folder).done(config):
         return folder
+    for warning in _warnings(config, model):
+        host.log(warning)
     watcher = live.Live(
         folder, str(node.hidden.unique_id), _workflow(node), config.evaluation.judge or "", config.reward
     )
     advice = _advice(config)
     try:
         with host.whole_device(advice) as device:
-            _run(config, device, watcher, resume=folder in found)
+            _run(config, model, device, watcher, resume=folder in runs)
     except BaseException as error:
         if host.was_cancelled(error):
             watcher.end("cancelled", "Cancelled. Queue again and it goes on here.")
@@ -149,15 +160,24 @@ def _train(node: type, config: TrainConfig, base: Path, restart: bool) -> Path:
     return folder
 
 
-def _run(config: TrainConfig, device: Any, watcher: live.Live, resume: bool) -> None:
+def _run(config: TrainConfig, recipe: sockets.Model, device: Any, watcher: live.Live, resume: bool) -> None:
     from rlr_core.rewards import load_reward
     from rlr_core.training.trainer import train
 
     reward = load_reward(config.reward, **config.reward_options)
-    recipe = sockets.Model(config.model, "", config.dtype)
     with host.loaded(recipe, device) as model:
         host.check_cancel()
         train(model, reward, config, on_event=watcher, check=host.check_cancel, resume=resume)
+
+
+def _warnings(config: TrainConfig, model: sockets.Model) -> list[str]:
+    """What the settings get wrong about the model without being impossible."""
+    guidance = config.sampler.guidance
+    if isinstance(model, sockets.Native) and model.guidance_kind == "none" and guidance != 1:
+        return [
+            f"{model.name} is distilled and takes no cfg: guidance {guidance:g} is not used; set it to 1."
+        ]
+    return []
 
 
 def _advice(config: TrainConfig) -> str:
@@ -199,11 +219,12 @@ def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
     live.remember(view)
     return io.NodeOutput(
         lora,
-        sockets.Model(model.path, model.name, model.dtype, str(results.lora)),
+        dataclasses.replace(model, lora=str(results.lora)),
         images.read(pictures),
         images.read(chart),
         str(folder),
         {"loss": [-reward for reward in rewards]},
+        model.patched(lora) if isinstance(model, sockets.Native) else ExecutionBlocker(NO_MODEL),
         ui={"images": [host.output_reference(pictures), host.output_reference(chart)], "rlr": [view]},
     )
 
@@ -219,7 +240,7 @@ def train_inputs() -> list[io.Input]:
         return setting_input(SETTINGS[name], name, **changes)
 
     return [
-        RlrModel.Input("model", tooltip="What is trained: RLR Load Checkpoint."),
+        RlrModel.Input("model", tooltip="What is trained: RLR Load Checkpoint or RLR From ComfyUI."),
         RlrPrompts.Input("prompts", tooltip="What it is trained on: RLR Prompts."),
         RlrReward.Input("reward", tooltip="What it is trained for: RLR Reward."),
         RlrMethod.Input(

@@ -125,10 +125,10 @@ def run_arm(arm: Arm, config: TrainConfig, samples: int) -> dict[str, Any]:
         reached = {"evaluations": cost(row) >= arm.evaluations, "seconds": seconds >= arm.seconds}
         due = [budget for budget, there in reached.items() if there and budget not in result]
         if due:
-            found = _scores(trainer.evaluate()) | {
+            scores = _scores(trainer.evaluate()) | {
                 "updates": row["step"], "cost": cost(row), "time": seconds, "reward_mean": row["reward/mean"]
             }  # fmt: skip
-            result |= dict.fromkeys(due, found)
+            result |= dict.fromkeys(due, scores)
     return result
 
 

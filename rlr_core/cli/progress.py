@@ -81,17 +81,17 @@ class Progress:
 
     def _figures(self, row: dict[str, Any]) -> list[str]:
         """Reward, judge and speed, as far as they are known."""
-        found = []
+        parts = []
         if row.get("reward/mean") is not None:
-            found.append(f"reward {row['reward/mean']:.3f}")
+            parts.append(f"reward {row['reward/mean']:.3f}")
         if self.judge:
-            found.append(self.judge)
+            parts.append(self.judge)
         done, seconds = (
             (sum(values) for values in zip(*self.rates[-10:], strict=True)) if self.rates else (0, 0)
         )
         if seconds > 0:
-            found.append(f"{done / seconds:,.0f} evaluations/s")
-        return found
+            parts.append(f"{done / seconds:,.0f} evaluations/s")
+        return parts
 
     def _left(self, row: dict[str, Any]) -> str:
         """How long the rest takes at the pace so far, evaluations of the judge and all."""

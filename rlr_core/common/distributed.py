@@ -48,9 +48,9 @@ class World:
         """Every process's value, by rank. Values are pickled: for small and rare things."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         """Let every process arrive here."""

@@ -173,7 +173,7 @@ def is_group(kind: Any) -> bool:
 
 
 def unknown(key: str, known: list[str]) -> str:
-    """The sentence about a setting that there is not."""
+    """The sentence about a setting that does not exist."""
     inside = [name for name in known if name.endswith(f".{key}")]
     hint = f" Did you mean {inside[0]!r}?" if inside else nearest(key, known)
     return f"Unknown setting {shown(key)}.{hint or ' Known here: ' + ', '.join(known) + '.'}"

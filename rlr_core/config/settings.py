@@ -209,6 +209,12 @@ class MethodConfig(Settings):
         ge=0.001,
         step=100,
     )
+    pairs: str | None = setting(
+        None,
+        "A file of preferences to learn from; their prompts must be among the training prompts.",
+        methods=("dpo",),
+        unset="the best and the worst of one's own pictures of each prompt",
+    )
     d3po_beta: float = setting(
         0.1,
         "How firmly the base model holds: smaller lets the LoRA go further from it.",

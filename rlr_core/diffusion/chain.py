@@ -52,6 +52,11 @@ class Chain:
     def T(self) -> int:
         return len(self.steps)
 
+    @property
+    def guided(self) -> bool:
+        """Whether a step evaluates the network twice."""
+        return self.guidance != 1.0 and self.model.guidance_kind == "cfg"
+
     def step(self, t: int) -> Step:
         """The sampler's step t, 1..T."""
         if not 1 <= t <= self.T:
@@ -66,7 +71,7 @@ class Chain:
         """mu(x_t, t, c_t), float32, shape of x [B, ...]; differentiable in x and in the adapter."""
         step = self.step(t)
         with self.base() if t <= self.base_steps else nullcontext():
-            output = self._output(x, step.timestep, conditioning, t, self.T, self.guidance != 1.0)
+            output = self._output(x, step.timestep, conditioning, t, self.T, self.guided)
         return step.a * x + step.b * output
 
     # --- the forward process of training, for methods that learn from samples ---
@@ -84,8 +89,8 @@ class Chain:
 
         guided: with guidance, as the sampler sees it, where there is any.
         """
-        guided = guided and self.guidance != 1.0
-        return self._output(x, self.noise_level(share).timestep, conditioning, share, 1.0, guided)
+        timestep = self.noise_level(share).timestep
+        return self._output(x, timestep, conditioning, share, 1.0, guided and self.guided)
 
     def _output(
         self, x: Tensor, timestep: float, conditioning: Conditioning, t: float, T: float, guided: bool

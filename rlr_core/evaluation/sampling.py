@@ -44,8 +44,8 @@ def sample(
     if any(seed < 0 for seed in seeds):
         raise UserError(f"Seeds start at 0; {min(seeds)} is none.")
     places = list(range(len(seeds)))
-    found = _measure(model, {}, prompts, places, seeds, sampler, batch, len(seeds), on_progress, check)
-    return found.images
+    measured = _measure(model, {}, prompts, places, seeds, sampler, batch, len(seeds), on_progress, check)
+    return measured.images
 
 
 def evaluate(

@@ -1,10 +1,12 @@
-"""LoRA files: written whole or not at all, read strictly, in the two layouts that the field uses.
+"""LoRA files: written whole or not at all, read strictly, in the layouts that the field uses.
 
 kohya      lora_unet_<module path with _>.lora_down.weight, .lora_up.weight and .alpha: ComfyUI and diffusers
            load all of it, at the right strength. The text encoder's begin with lora_te_.
 diffusers  unet.<module path>.lora_A.weight and .lora_B.weight, alpha in the metadata: for diffusers only.
            (ComfyUI knows no metadata and not all of these names: it would apply half of the file.) The text
            encoder's begin with text_encoder.
+comfy      diffusion_model.<module path>.lora_A.weight and .lora_B.weight, without an alpha: what ComfyUI, and
+           most programs, read of transformers.
 """
 
 from __future__ import annotations
@@ -81,6 +83,8 @@ def save_lora(
     if path.suffix != ".safetensors":
         raise UserError(f"A LoRA is saved as .safetensors; give {path.with_suffix('.safetensors')} instead.")
     modules = _with_one_alpha(adapter.modules())
+    if layout == "comfy":
+        modules = {name: _without_alpha(module) for name, module in modules.items()}
     down, up = ("lora_down", "lora_up") if layout == "kohya" else ("lora_A", "lora_B")
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
@@ -106,9 +110,9 @@ def load_lora(path: str | Path) -> LoraFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no LoRA file {str(path)!r}.")
-    found = kind(path)
-    if found != "lora":
-        raise UserError(f"{path} is {KINDS[found]}, not a LoRA.")
+    what = kind(path)
+    if what != "lora":
+        raise UserError(f"{path} is {KINDS[what]}, not a LoRA.")
     metadata = read_header(path).metadata
     from safetensors.torch import load_file
 
@@ -143,6 +147,11 @@ def _with_one_alpha(modules: Mapping[str, LoraModule]) -> dict[str, LoraModule]:
         name: LoraModule(module.down, module.up * (module.alpha / alpha), alpha)
         for name, module in modules.items()
     }
+
+
+def _without_alpha(module: LoraModule) -> LoraModule:
+    """The same change with alpha = rank: readers of files without an alpha scale by 1."""
+    return LoraModule(module.down, module.up * (module.alpha / module.rank), float(module.rank))
 
 
 def _alpha(modules: Mapping[str, LoraModule]) -> float:
@@ -202,8 +211,8 @@ def _diffusers_alphas(metadata: Mapping[str, str], names: Mapping[str, object]) 
     settings = json.loads(metadata[DIFFUSERS_METADATA])
     alphas = {}
     for key, alpha in settings.items():
-        prefix, found, _ = key.rpartition("lora_alpha")
-        if not found:
+        prefix, separator, _ = key.rpartition("lora_alpha")
+        if not separator:
             continue
         pattern = settings.get(f"{prefix}alpha_pattern") or {}
         for name in names:

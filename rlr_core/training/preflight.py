@@ -55,6 +55,8 @@ def check_memory(parts: Parts, free: int | None = None) -> Need | None:
     config = parts.config
     needed = need.total(config.micro_batch, config.decode_batch)
     if needed > free:
+        free += parts.model.make_room(math.ceil(needed - free))
+    if needed > free:
         raise UserError(
             f"This run needs about {needed / GIB:.1f} GiB beside the model, and {free / GIB:.1f} GiB are "
             f"free: {need.step / GIB:.2f} GiB for each of micro_batch {config.micro_batch} in a step, "

@@ -83,14 +83,14 @@ def find_runs(base: str | Path, name: str, config: TrainConfig, most: int = 1000
 
     The last item is the first free name of the series, where a new run can go.
     """
-    found = []
+    folders = []
     for number in range(1, most + 1):
         folder = Path(base) / (name if number == 1 else f"{name}_{number}")
         if not folder.exists():
-            return [*found, folder]
+            return [*folders, folder]
         try:
             if load_config(folder / CONFIG).fingerprint() == config.fingerprint():
-                found.append(folder)
+                folders.append(folder)
         except UserError:
             continue  # not a run, or one of another version: it stays as it is
     raise UserError(f"{str(base)!r} already holds {most} runs named {name!r}; choose another name.")

@@ -40,12 +40,15 @@ class Pack(dict):
     """Packages that were not imported before."""
 
 
-def load_pack(base: Path) -> Pack:
-    """Import ComfyUI with `base` as its base directory, then the pack, as ComfyUI does it."""
+def load_pack(base: Path, cpu: bool = True) -> Pack:
+    """Import ComfyUI with `base` as its base directory, then the pack, as ComfyUI does it.
+
+    cpu: on the CPU whatever there is.
+    """
     sys.path.insert(0, str(comfyui()))
     from comfy.cli_args import args
 
-    args.cpu, args.base_directory = True, str(base)
+    args.cpu, args.base_directory = cpu, str(base)
     import utils.extra_config  # noqa: F401, I001 - early, as in main.py: comfy/ has a utils of its own
 
     import folder_paths

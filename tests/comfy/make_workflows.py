@@ -106,6 +106,95 @@ LAYOUT: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+MODEL_FOLDERS = {
+    "checkpoint": "checkpoints",
+    "ckpt_name": "checkpoints",
+    "unet_name": "diffusion_models",
+    "clip_name": "text_encoders",
+    "vae_name": "vae",
+}
+"""Input of a loader -> the folder that its files lie in."""
+
+
+def _files(repository: str, files: dict[str, str], prefix: str = "split_files/") -> str:
+    """A note's table of files: name -> folder, from one repository."""
+    place = f"https://huggingface.co/{repository}/blob/main/{prefix}"
+    rows = []
+    for file, folder in files.items():
+        inside = f"{folder}/" if prefix else ""
+        rows.append(f"| [{file}]({place}{inside}{file}) | models/{folder} |\n")
+    return "".join(rows)
+
+
+HEAD = "**Files for this workflow**\n\n| file | folder |\n|---|---|\n"
+NATIVE_FILES = {
+    "rlr-sdxl": _files(
+        "stabilityai/stable-diffusion-xl-base-1.0", {"sd_xl_base_1.0.safetensors": "checkpoints"}, prefix=""
+    ),
+    "rlr-z-image-turbo": _files(
+        "Comfy-Org/z_image_turbo",
+        {
+            "z_image_turbo_bf16.safetensors": "diffusion_models",
+            "qwen_3_4b.safetensors": "text_encoders",
+            "ae.safetensors": "vae",
+        },
+    ),
+    "rlr-qwen-image": _files(
+        "Comfy-Org/Qwen-Image_ComfyUI",
+        {
+            "qwen_image_fp8_e4m3fn.safetensors": "diffusion_models",
+            "qwen_2.5_vl_7b_fp8_scaled.safetensors": "text_encoders",
+            "qwen_image_vae.safetensors": "vae",
+        },
+    ),
+    "rlr-flux2-klein": _files(
+        "Comfy-Org/flux2-klein",
+        {"flux-2-klein-4b.safetensors": "diffusion_models", "qwen_3_4b.safetensors": "text_encoders"},
+    )
+    + _files("Comfy-Org/flux2-dev", {"flux2-vae.safetensors": "vae"}),
+    "rlr-wan-video": _files(
+        "Comfy-Org/Wan_2.2_ComfyUI_Repackaged",
+        {"wan2.2_ti2v_5B_fp16.safetensors": "diffusion_models", "wan2.2_vae.safetensors": "vae"},
+    )
+    + _files(
+        "Comfy-Org/Wan_2.1_ComfyUI_repackaged", {"umt5_xxl_fp8_e4m3fn_scaled.safetensors": "text_encoders"}
+    ),
+}
+NATIVE_REMARKS = {
+    "rlr-sdxl": "Pictures of 1024 x 1024; with *gradient_checkpointing* and *micro_batch* 1 as here.",
+    "rlr-z-image-turbo": "A turbo model: 8 steps, *guidance* 1. RLR From ComfyUI knows it by its name.",
+    "rlr-qwen-image": "The fp8 file is trained as it is; what does not fit on the GPU stays in RAM.",
+    "rlr-flux2-klein": "The distilled 4B model: 4 steps, *guidance* 1.",
+    "rlr-wan-video": "17 frames of 832 x 480. The reward sees frames; results are saved as animations.",
+}
+
+
+def _native(name: str) -> dict[str, Any]:
+    """Where the nodes of a workflow on ComfyUI's own models lie."""
+    nodes = {
+        "1": (40, 60, 340, 110), "2": (40, 230, 340, 110), "3": (40, 400, 340, 60), "4": (40, 520, 340, 170),
+        "18": (40, 750, 340, 60), "5": (440, 60, 340, 200), "6": (440, 320, 340, 260),
+        "7": (440, 640, 340, 202), "8": (440, 902, 340, 202), "9": (840, 60, 460, 1290),
+        "10": (1360, 60, 340, 90), "11": (1360, 210, 340, 120), "12": (1360, 390, 340, 100),
+        "13": (1360, 550, 340, 290), "14": (1360, 900, 340, 290), "15": (1360, 1250, 340, 60),
+        "16": (1360, 1370, 340, 60), "17": (1760, 60, 420, 470), "19": (1760, 590, 420, 470),
+        "20": (1760, 1120, 420, 470),
+    }  # fmt: skip
+    golden = json.loads((HERE / "golden" / f"{name}.json").read_text(encoding="utf-8"))
+    text = f"{HEAD}{NATIVE_FILES[name]}{AESTHETIC_FILES}\n\n{NATIVE_REMARKS[name]}"
+    return {
+        "nodes": {number: place for number, place in nodes.items() if number in golden},
+        "titles": {
+            "7": "Reward: aesthetic", "8": "Judge: CLIP score", "11": "Prompt", "12": "Negative prompt",
+            "13": "KSampler, without the LoRA", "14": "KSampler, with the LoRA", "17": "Without",
+            "19": "With the LoRA", "20": "Before and after, as training saw it",
+        },
+        "notes": [(40, 870, 340, 480, text)],
+    }  # fmt: skip
+
+
+LAYOUT |= {name: _native(name) for name in NATIVE_FILES}
+
 INPUTS = re.compile(r"(<!-- inputs -->\n).*?(<!-- end of inputs -->)", re.DOTALL)
 """The part of a help page that is written from the tooltips."""
 
@@ -139,7 +228,7 @@ def main(names: list[str]) -> None:
     front_end = os.environ.get("COMFYUI_FRONT_END")
     with tempfile.TemporaryDirectory() as scratch:
         base = make_base(Path(scratch) / "base")
-        (base / "models/checkpoints/v1-5-pruned-emaonly-fp16.safetensors").touch()
+        touch_models(base)
         options = ("--front-end-root", front_end) if front_end else ()
         with ComfyServer(comfyui, base, *options) as server, page_on(server, Path(scratch) / "p") as page:
             info = server.get("/object_info")
@@ -157,6 +246,17 @@ def main(names: list[str]) -> None:
                 workflow["id"] = stable_id(name)
                 dump(workflow, ROOT / "workflows" / f"{name}.json")
                 print(f"{name}: {len(workflow['nodes'])} nodes")
+
+
+def touch_models(base: Path) -> None:
+    """Empty files of all names that the workflows' loaders have in their lists."""
+    for path in (HERE / "golden").glob("*.json"):
+        for node in json.loads(path.read_text(encoding="utf-8")).values():
+            for name, folder in MODEL_FOLDERS.items():
+                file = node["inputs"].get(name)
+                if file and (name != "checkpoint" or file.endswith(".safetensors")):
+                    (base / "models" / folder).mkdir(parents=True, exist_ok=True)
+                    (base / "models" / folder / file).touch()
 
 
 def definitions(object_info: dict[str, Any]) -> dict[str, Any]:

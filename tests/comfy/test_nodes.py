@@ -27,7 +27,7 @@ def sockets_of(run):
 
 
 def test_every_node_explains_itself(pack):
-    assert len(pack) == 12
+    assert len(pack) == 13
     for node in pack.values():
         schema = node.GET_SCHEMA()
         assert schema.category == "RLR" and schema.display_name.startswith("RLR ") and schema.description
@@ -98,7 +98,7 @@ def test_inputs_left_open_and_numbers_arrive_as_settings(pack):
 
 
 def test_training_under_inference_mode_gives_every_output(run, sockets_of, base):
-    lora, model, before_after, chart, folder, losses = run(
+    lora, model, before_after, chart, folder, losses, _ = run(
         "RLR_Train", run_name="outputs", **sockets_of, **TRAIN
     )
     assert any(name.endswith("lora_up.weight") and value.abs().sum() > 0 for name, value in lora.items())

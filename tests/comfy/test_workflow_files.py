@@ -40,9 +40,10 @@ def parts(path: Path) -> tuple[dict, dict, dict]:
     return nodes, links, golden
 
 
-def test_there_are_five_workflows_each_with_its_golden_file_and_picture():
+def test_every_workflow_has_its_golden_file_and_picture():
     assert [path.stem for path in WORKFLOWS] == [
-        "rlr-compare-methods", "rlr-dcot", "rlr-demo", "rlr-score-and-pick", "rlr-sd15-aesthetic",
+        "rlr-compare-methods", "rlr-dcot", "rlr-demo", "rlr-flux2-klein", "rlr-qwen-image",
+        "rlr-score-and-pick", "rlr-sd15-aesthetic", "rlr-sdxl", "rlr-wan-video", "rlr-z-image-turbo",
     ]  # fmt: skip
     for path in WORKFLOWS:
         assert (HERE / "golden" / path.name).is_file()
@@ -150,7 +151,7 @@ def test_the_pack_imports_where_there_is_no_comfyui(monkeypatch):
 
 def test_every_node_has_a_help_page_that_names_its_inputs():
     ours = {name: what for name, what in DEFINITIONS.items() if name.startswith("RLR_")}
-    assert len(ours) == 12
+    assert len(ours) == 13
     for name, definition in ours.items():
         page = (ROOT / "nodes/web/docs" / f"{name}.md").read_text(encoding="utf-8")
         for input_name, *_ in definition["inputs"]:

@@ -353,7 +353,7 @@ def test_an_inpainting_folder_is_refused(copy):
 def test_unknown_devices_and_dtypes_name_the_known_ones(folder):
     assert "use one of float32" in refusal(folder, dtype="float8")
     assert "Did you mean 'bf16'?" in refusal(folder, dtype="bf61")
-    assert "not supported" in refusal(folder, dtype=torch.int8)
+    assert "Unknown dtype torch.int8" in refusal(folder, dtype=torch.int8)
     assert "Unknown device 'gpu'" in refusal(folder, device="gpu")
     if not torch.cuda.is_available():
         assert "sees no CUDA GPU" in refusal(folder, device="cuda")

@@ -124,7 +124,7 @@ METHODS = {
     "state_dict": _keeps_state,
     "load_state_dict": _restores_state,
 }
-ITS_OWN = {"name", "range", "takes", "surrogate"}
+ITS_OWN = {"name", "range", "takes", "surrogate", "source"}
 """What a wrapper decides for itself."""
 
 

@@ -99,7 +99,7 @@ class Pictures:
         decoded = vae.decode(latents + strength * self.stream.noise(latents)).sample / 2 + 0.5
         pictures = torch.cat([clean[:drawn], decoded[drawn:]])
         labels: list[Scene | None] = list(scenes[:worn])
-        labels += [_scene_of(found) for found in look(pictures[worn:].clamp(0, 1))]
+        labels += [_scene_of(things) for things in look(pictures[worn:].clamp(0, 1))]
         return pictures, labels
 
     def batch(self) -> tuple[Tensor, list[Scene | None]]:
@@ -118,13 +118,13 @@ class Pictures:
         return images.clamp(0, 1), [self.scenes[number] for number in chosen]
 
 
-def _scene_of(found: list) -> Scene | None:
+def _scene_of(things: list) -> Scene | None:
     """The scene that was seen, or None where it is none of the world's or its relation is not plain."""
-    if len(found) == 1 and found[0].thing:
-        return Scene(found[0].thing)
-    if len(found) != 2 or not (found[0].thing and found[1].thing) or found[0].thing == found[1].thing:
+    if len(things) == 1 and things[0].thing:
+        return Scene(things[0].thing)
+    if len(things) != 2 or not (things[0].thing and things[1].thing) or things[0].thing == things[1].thing:
         return None
-    first, second = found
+    first, second = things
     dx, dy = second.x - first.x, second.y - first.y
     if abs(dy) > 2 * abs(dx):
         relation = "above" if dy > 0 else "below"
