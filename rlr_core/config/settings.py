@@ -166,9 +166,8 @@ class MethodConfig(Settings):
         methods=FROM_SAMPLES,
     )
     noise_range: list[float] = setting(
-        [0.5, 1.0],
-        "The part of the noise levels that is learned from: 0 is the picture, 1 is pure noise. The noisy "
-        "half decides what is where; with the other half too, pictures fall apart sooner.",
+        [0.0, 1.0],
+        "The part of the noise levels that is learned from: 0 is the picture, 1 is pure noise.",
         methods=FROM_SAMPLES,
     )
     train_guided: bool = setting(

@@ -97,8 +97,8 @@ def _numbers(prompts: list[str], known: Sequence[str], path: str | None) -> Tens
     missing = [prompt for prompt in prompts if prompt not in places]
     if missing:
         raise UserError(
-            f"The pairs in {path!r} are about {missing[0]!r}, which is not among the training prompts: add it "
-            f"to prompts."
+            f"The pairs in {path!r} are about {missing[0]!r}, which is not among the training prompts: add "
+            f"it to prompts."
         )
     return torch.tensor([places[prompt] for prompt in prompts])
 

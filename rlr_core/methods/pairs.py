@@ -66,8 +66,8 @@ def load_pairs(path: str | Path) -> Pairs:
     fits = preferred.ndim == 4 and preferred.shape == rejected.shape and preferred.shape[1] == 3
     if not fits or preferred.dtype != torch.uint8 or rejected.dtype != torch.uint8 or not len(preferred):
         raise UserError(
-            f"{str(path)!r} holds pictures of {list(preferred.shape)} and {list(rejected.shape)}; preferences "
-            f"are two tensors of 8-bit pictures, [N, 3, H, W] each."
+            f"{str(path)!r} holds pictures of {list(preferred.shape)} and {list(rejected.shape)}; "
+            f"preferences are two tensors of 8-bit pictures, [N, 3, H, W] each."
         )
     if len(prompts) != len(preferred) or not all(isinstance(prompt, str) for prompt in prompts):
         raise UserError(f"{str(path)!r} has {len(prompts)} prompts for {len(preferred)} pairs.")
