@@ -165,10 +165,16 @@ class MethodConfig(Settings):
         "own steps, for models that know no others (turbo models).",
         methods=FROM_SAMPLES,
     )
-    noise_range: list[float] = setting(
-        [0.0, 1.0],
-        "The part of the noise levels that is learned from: 0 is the picture, 1 is pure noise.",
+    least_noise: float = setting(
+        0.0,
+        "The lowest noise level that is learned from: 0 is the picture, 1 is pure noise.",
         methods=FROM_SAMPLES,
+        ge=0,
+        le=1,
+        step=0.05,
+    )
+    most_noise: float = setting(
+        1.0, "The highest noise level that is learned from.", methods=FROM_SAMPLES, ge=0, le=1, step=0.05
     )
     train_guided: bool = setting(
         False,

@@ -36,8 +36,8 @@ class PGraft(Graft):
         nearest = share + (chain.share(self.state_step + 1) - share) / 10
         if nearest >= high:
             raise UserError(
-                f"method.noise_range ends at {high:g} and the state that is accepted lies at {share:.2g}: "
-                f"lower method.accept_at, or end the range at 1."
+                f"method.most_noise is {high:g} and the state that is accepted lies at {share:.2g}: "
+                f"lower method.accept_at, or set method.most_noise to 1."
             )
         self.range = (max(nearest, low), high)
 

@@ -85,15 +85,17 @@ class Row(Method):
         self.world = problem.world or Alone()
         self.snapshot = Snapshot(problem.parameters)
         self.mean_reward: float | None = None
-        self.range = (options.noise_range[0], options.noise_range[1])
+        self.range = (options.least_noise, options.most_noise)
 
     @classmethod
     def check(cls, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
         if batch < 2 and options.advantage != "running_mean":
             raise UserError("A batch of 1 has nothing to compare with: raise batch.")
-        bounds = options.noise_range
-        if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1] <= 1:
-            raise UserError(f"method.noise_range is {bounds}; it must be two shares a < b between 0 and 1.")
+        if options.least_noise >= options.most_noise:
+            raise UserError(
+                f"method.least_noise is {options.least_noise} and method.most_noise {options.most_noise}: "
+                f"there is nothing between them; lower the first."
+            )
 
     # --- what a method says ---
 

@@ -152,7 +152,7 @@ def test_p_graft_trains_and_uses_the_adapter_above_its_state_only(tiny_model, at
 
 def test_p_graft_refuses_a_range_below_its_state(sd):
     with pytest.raises(UserError, match="accept_at"):
-        Workbench(sd).method("p_graft", accept_at=0.75, noise_range=[0.0, 0.3])
+        Workbench(sd).method("p_graft", accept_at=0.75, most_noise=0.3)
 
 
 def test_graft_can_sample_from_the_base_model(tiny_model):

@@ -12,7 +12,7 @@ from lessons import Workbench
 from rlr_core.diffusion import losses
 from rlr_core.errors import UserError
 
-ONE_LEVEL = {"noise_levels": 1, "inner_steps": 1, "noise_range": [0.2, 0.6]}
+ONE_LEVEL = {"noise_levels": 1, "inner_steps": 1, "least_noise": 0.2, "most_noise": 0.6}
 """One evaluation an update, away from pure noise, where weights are cut off."""
 
 
@@ -371,7 +371,9 @@ def test_noise_levels_are_spread_over_their_law(tiny_model):
     import numpy as np
 
     bench = Workbench(tiny_model, steps=5)
-    uniform = sorted(bench.method("nft", noise_range=[0.2, 0.7])._shares(50, np.random.default_rng(0)))
+    uniform = sorted(
+        bench.method("nft", least_noise=0.2, most_noise=0.7)._shares(50, np.random.default_rng(0))
+    )
     assert all(0.2 + 0.01 * i <= share <= 0.2 + 0.01 * (i + 1) for i, share in enumerate(uniform))
     of_sampler = bench.method("nft", noise_law="sampler")._shares(10, np.random.default_rng(0))
     steps = [bench.chain.share(t) for t in range(1, 6)]
