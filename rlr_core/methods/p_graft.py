@@ -16,7 +16,7 @@ from rlr_core.methods.sample_buffer import Lesson, Samples
 
 
 class PGraft(Graft):
-    """Arxiv 2510.02692: the reward of the picture accepts x_{N_I}, steps T..N_I + 1 learn its law, and the
+    """arXiv 2510.02692: the reward of the picture accepts x_{N_I}, steps T..N_I + 1 learn its law, and the
     sampler runs them with the adapter and the rest without. Where reward is still uncertain given the state,
     less can be won, and the law is easier to learn: N_I is best somewhere in the middle."""
 
