@@ -56,6 +56,9 @@ def write_lora(parts: Parts, folder: RunFolder | None, step: int, reason: str) -
         "config": config.fingerprint(),
         "reason": reason,
     }
+    if parts.chain.base_steps:  # where a sampler is to use it, as shares of its steps from the noise on
+        metadata["start_percent"] = "0"
+        metadata["end_percent"] = f"{1 - parts.chain.base_steps / parts.chain.T:g}"
     if parts.world.main and folder is not None:
         save_lora(parts.adapter, folder.path / LORA, metadata=metadata, way_out=folder.way_out())
     return TrainedLora(parts.adapter, metadata)
