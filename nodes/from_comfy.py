@@ -35,13 +35,15 @@ class FromComfy(Node):
             display_name="RLR From ComfyUI",
             category=CATEGORY,
             description="Trains whatever ComfyUI has loaded: SDXL, Flux, Z-Image, Qwen-Image, Wan and more, "
-            "quantized or not, with the LoRAs and model nodes that lie before it as its base. RLR Load "
+            "quantized or not, with the LoRAs and model nodes before it as part of its base. RLR Load "
             "Checkpoint is for Stable Diffusion 1 and 2 and the built-in model.",
             inputs=[
                 io.Model.Input("model", tooltip="From a stock loader, or from nodes after it."),
                 io.Clip.Input("clip", tooltip="What encodes the prompts."),
-                io.Vae.Input("vae", tooltip="What turns latents into the pictures that are scored."),
-                io.Latent.Input("latent", tooltip="An empty latent: size, and frames of a video."),
+                io.Vae.Input("vae", tooltip="What turns latents into the pictures that the reward sees."),
+                io.Latent.Input(
+                    "latent", tooltip="An empty latent: the size of the pictures, and the frames of a video."
+                ),
                 io.Combo.Input(
                     "scheduler",
                     options=list(comfy.samplers.SCHEDULER_NAMES),
@@ -69,7 +71,7 @@ class FromComfy(Node):
     ) -> io.NodeOutput:
         for name, value in (("model", model), ("clip", clip), ("vae", vae), ("latent", latent)):
             if value is None:
-                raise UserError(f"Input {name!r} of RLR From ComfyUI is empty: its loader has given none.")
+                raise UserError(f"Input {name!r} of RLR From ComfyUI is empty: its loader gave nothing.")
         file = weights_file(cls.hidden.prompt or {}, str(cls.hidden.unique_id))
         kind = GUIDANCE[guidance_kind]
         if guidance_kind == AUTO and file and DISTILLED.search(file):

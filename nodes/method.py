@@ -28,7 +28,7 @@ SETTINGS = {
 
 
 class MethodNode(Node):
-    """How the gradient is estimated: a MethodConfig."""
+    """How the model learns: a MethodConfig."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -36,8 +36,8 @@ class MethodNode(Node):
             node_id="RLR_Method",
             display_name="RLR Method",
             category=CATEGORY,
-            description="How the gradient is estimated. Without this node RLR Train uses adaptive with its "
-            "defaults. Settings that belong to another method are ignored.",
+            description="How the model learns from its scored pictures. Without this node RLR Train uses "
+            "adaptive with its defaults. Settings that belong to another method are ignored.",
             inputs=method_inputs(),
             outputs=[RlrMethod.Output(display_name="method", tooltip="For RLR Train.")],
         )
@@ -55,7 +55,7 @@ class MethodNode(Node):
 
 def method_inputs() -> list[io.Input]:
     """The inputs of RLR Method. Workflow files keep widgets by place: only ever add at the end."""
-    from rlr_core.methods import METHODS, method_class
+    from rlr_core.methods import METHODS
 
     def take(name: str, **changes: Any) -> io.Input:
         return setting_input(SETTINGS[name], name, **changes)
@@ -65,7 +65,7 @@ def method_inputs() -> list[io.Input]:
             "method",
             options=list(METHODS),
             default=MethodConfig().name,
-            tooltip=" ".join(f"{name}: {method_class(name).summary}." for name in METHODS),
+            tooltip="adaptive suits most rewards. The help page of this node has a line on each.",
         ),
         take("kl_weight", max=100.0),
         take("budget", min=0.05),

@@ -27,12 +27,12 @@ class PromptsNode(Node):
             node_id="RLR_Prompts",
             display_name="RLR Prompts",
             category=CATEGORY,
-            description="What the model is trained on, one prompt a line, and which part is held out.",
+            description="The prompts that the model is trained on, one a line; a part can be held out.",
             inputs=[
                 io.Combo.Input(
                     "file", options=[NO_FILE, DEMO_CAPTIONS, *host.prompt_files()], default=NO_FILE,
                     tooltip="A .txt file in ComfyUI's input folder, one prompt a line, instead of the text. "
-                    "The demo captions are what the built-in model knows, with held-out ones.",
+                    "The demo captions are those that the built-in model knows, held-out ones included.",
                 ),
                 io.String.Input(
                     "text", multiline=True, default="a photo of a cat\na photo of a dog\na photo of a horse",
@@ -40,8 +40,8 @@ class PromptsNode(Node):
                 ),
                 rare(
                     io.Float.Input, "held_out", default=0.0, min=0.0, max=0.9, step=0.05,
-                    tooltip="Share of the prompts that is never trained on and only watched. 0 watches the "
-                    "training prompts with other seeds. The demo captions bring their own.",
+                    tooltip="Share of the prompts that is kept out of training and used for evaluation only. "
+                    "0 evaluates the training prompts with other seeds. The demo captions bring their own.",
                 ),
             ],
             outputs=[RlrPrompts.Output(display_name="prompts", tooltip="For RLR Train and RLR Sample.")],
@@ -95,17 +95,17 @@ class PromptStages(Node):
             description="Prompts in stages: the coarse one shapes the layout, the fine one the details. "
             "Lines with the same number belong together; the reward is asked about the fine one.",
             inputs=[
-                stage("coarse", "a bird on a branch", "What the first steps are told, one prompt a line."),
+                stage("coarse", "a bird on a branch", "The prompts of the first steps, one a line."),
                 stage("middle", "a small blue bird on a branch",
-                      "What the middle steps are told. Leave it empty for two stages."),
+                      "The prompts of the middle steps. Leave it empty for two stages."),
                 stage("fine", "a small blue bird with detailed feathers on a mossy branch, soft light",
-                      "What the last steps are told, and what the reward is asked about."),
+                      "The prompts of the last steps, which the reward is asked about too."),
                 io.Float.Input("first_boundary", default=0.33, min=0.01, max=0.99, step=0.01,
-                               tooltip="Share of the steps, from the noise on, after which the coarse stage "
-                               "ends."),
+                               tooltip="Share of the steps, counted from the noise, after which the coarse "
+                               "stage ends."),
                 io.Float.Input("second_boundary", default=0.66, min=0.01, max=0.99, step=0.01,
-                               tooltip="Share of the steps after which the fine stage begins. With two "
-                               "stages only the first boundary counts."),
+                               tooltip="Share of the steps after which the fine stage begins. Not used with "
+                               "two stages."),
             ],
             outputs=[RlrPrompts.Output(display_name="prompts", tooltip="For RLR Train and RLR Sample.")],
         )  # fmt: skip

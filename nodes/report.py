@@ -23,17 +23,16 @@ class TrainingReport(Node):
             node_id="RLR_TrainingReport",
             display_name="RLR Training Report",
             category=CATEGORY,
-            description="Chart and summary of a run, also of one from an earlier day or one that was "
-            "cancelled.",
+            description="Chart and summary of a run, also of an old one or one that was cancelled.",
             inputs=[
                 io.String.Input("run_folder", default="my-run",
                                 tooltip="run_folder of RLR Train, or the name of a folder in output/rlr."),
             ],
             outputs=[
-                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and KL over the "
-                    "updates."),
-                io.String.Output(display_name="summary", tooltip="How far it is, scores before and now, "
-                    "cost."),
+                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and KL divergence over "
+                    "the updates."),
+                io.String.Output(display_name="summary", tooltip="How far the run is, scores before and "
+                    "now, cost."),
             ],
             is_output_node=True,
         )  # fmt: skip

@@ -22,8 +22,8 @@ CHOICES = [
 """Rewards for pictures that a widget can describe."""
 SECOND_FILE = ("clip", "vocabulary", "tokenizer", "features")
 """Names of the options that `second_file` fills, whichever the reward has."""
-WIDGETS = {"colour": "color", "channel": "channel", "quality": "quality"}
-"""Which option a widget fills, where the reward has it."""
+WIDGETS = ("color", "channel", "quality")
+"""Widgets that fill the option of their name, where the reward has it."""
 CHANNELS = ["red", "green", "blue"]
 MOST_PARTS = 16
 
@@ -39,30 +39,29 @@ class RewardNode(Node):
             node_id="RLR_Reward",
             display_name="RLR Reward",
             category=CATEGORY,
-            description="What the pictures are scored by: higher is better.",
+            description="Scores pictures; higher is better. A model is trained for it, or only judged by it.",
             inputs=[
                 io.Combo.Input("reward", options=CHOICES, default="demo", tooltip=f"{summaries}."),
                 io.Combo.Input(
                     "weights", options=files, default=AUTO,
-                    tooltip="The reward's weights, from models/reward_models, clip_vision/ or checkpoints/. "
+                    tooltip="The reward's weights, from models/reward_models, clip_vision or checkpoints. "
                     "auto finds the file by its usual name. Rewards without weights ignore it.",
                 ),
                 io.Combo.Input(
                     "second_file", options=files, default=AUTO,
-                    tooltip="A second file that some rewards need: aesthetic its CLIP ViT-L/14, image_reward "
-                    "its vocabulary, vqascore its tokenizer; target_picture compares features of this CLIP.",
+                    tooltip="A second file that some rewards need: aesthetic a CLIP ViT-L/14, image_reward a "
+                    "vocabulary, vqascore a tokenizer. target_picture compares features of this CLIP.",
                 ),
-                rare(io.String.Input, "colour", default="#ff8000",
+                rare(io.String.Input, "color", default="#ff8000",
                      tooltip="target_color: a name such as teal, or #rrggbb. Other rewards ignore it."),
                 rare(io.Combo.Input, "channel", options=CHANNELS, default="red",
                      tooltip="mean_color: which channel should stand out. Other rewards ignore it."),
                 rare(io.Int.Input, "quality", default=95, min=1, max=100,
                      tooltip="jpeg rewards: quality of the JPEG. Other rewards ignore it."),
                 rare(io.Boolean.Input, "checkpointing", default=False,
-                     tooltip="Recompute the reward network's activations on the way back: less memory, a "
-                     "third slower."),
+                     tooltip="Gradient checkpointing in the reward's network: less memory, a third slower."),
                 io.Image.Input("target", optional=True,
-                               tooltip="target_picture: the picture to come close to; the first of a batch."),
+                               tooltip="target_picture: the picture to come close to; of a batch the first."),
             ],
             outputs=[RlrReward.Output(display_name="reward", tooltip="For RLR Train, as reward or as judge; "
                                       "for RLR Score Images and RLR Combine Rewards.")],
@@ -72,7 +71,7 @@ class RewardNode(Node):
     @classmethod
     def run(cls, reward: str, weights: str, second_file: str, target: Any, **widgets: Any) -> io.NodeOutput:
         takes = inspect.signature(reward_class(reward)).parameters
-        options = {name: widgets[widget] for widget, name in WIDGETS.items() if name in takes}
+        options = {name: widgets[name] for name in WIDGETS if name in takes}
         if widgets["checkpointing"] and "checkpointing" in takes:
             options["checkpointing"] = True
         if weights != AUTO and "weights" in takes:
@@ -98,11 +97,11 @@ class CombineRewards(Node):
         inputs: list[io.Input] = [
             io.Combo.Input(
                 "mode", options=["sum", "minimum", "product"], default="sum",
-                tooltip="sum: weighted sum. minimum: the worst part counts. product: geometric mean.",
+                tooltip="sum: the weighted sum. minimum: the worst part counts. product: the geometric mean.",
             ),
             rare(
-                io.Boolean.Input, "normalise", default=True,
-                tooltip="Bring every reward to mean 0 and deviation 1 first, so that none drowns the others.",
+                io.Boolean.Input, "normalize", default=True,
+                tooltip="Bring every reward to mean 0 and deviation 1 first: none outweighs the others.",
             ),
         ]  # fmt: skip
         for number in range(1, cls.PARTS + 1):
@@ -121,7 +120,7 @@ class CombineRewards(Node):
                     min=-100.0,
                     max=100.0,
                     step=0.05,
-                    tooltip=f"Weight of reward {number}; a negative one turns it round.",
+                    tooltip=f"Weight of reward {number}; a negative one reverses it.",
                 )  # fmt: skip
             )
         return io.Schema(
@@ -134,7 +133,7 @@ class CombineRewards(Node):
         )
 
     @classmethod
-    def run(cls, mode: str, normalise: bool, **inputs: Any) -> io.NodeOutput:
+    def run(cls, mode: str, normalize: bool, **inputs: Any) -> io.NodeOutput:
         parts: list[dict[str, Any]] = []
         weights: list[float] = []
         for number in range(1, cls.PARTS + 1):
@@ -142,9 +141,9 @@ class CombineRewards(Node):
             if reward is None:
                 continue
             if reward.name == "combine":
-                if (reward.options["mode"], reward.options["normalize"]) != (mode, normalise):
+                if (reward.options["mode"], reward.options["normalize"]) != (mode, normalize):
                     raise UserError(
-                        "Only combined rewards of the same mode and normalise can be combined again."
+                        "Only combined rewards of the same mode and normalize can be combined again."
                     )
                 parts += reward.options["rewards"]
                 weights += [weight * inner for inner in reward.options["weights"]]
@@ -153,5 +152,5 @@ class CombineRewards(Node):
                 weights.append(weight)
         if len(parts) > MOST_PARTS:
             raise UserError(f"{len(parts)} rewards are too many; combine at most {MOST_PARTS}.")
-        options = {"rewards": parts, "mode": mode, "normalize": normalise, "weights": weights}
+        options = {"rewards": parts, "mode": mode, "normalize": normalize, "weights": weights}
         return io.NodeOutput(sockets.Reward("combine", options))

@@ -28,18 +28,19 @@ class SampleNode(Node):
             node_id="RLR_Sample",
             display_name="RLR Sample",
             category=CATEGORY,
-            description="Samples pictures just as training does. For finished work use KSampler with RLR "
+            description="Samples pictures exactly as training does. For finished work use KSampler with RLR "
             "Apply LoRA.",
             inputs=[
-                RlrModel.Input("model", tooltip="From RLR Load Checkpoint, or from RLR Train with its LoRA."),
-                RlrPrompts.Input("prompts", tooltip="What to draw, one picture or more of each."),
+                RlrModel.Input("model", tooltip="From RLR Load Checkpoint or RLR From ComfyUI; with the LoRA "
+                               "from RLR Train."),
+                RlrPrompts.Input("prompts", tooltip="What to draw: one picture or more of each."),
                 io.Int.Input("seed", default=0, min=0, max=2**53 - 1, control_after_generate=False,
                              tooltip="Seed of the first picture; the next ones take the next seeds."),
                 setting_input("sampler.steps", max=200),
                 setting_input("sampler.guidance", max=30.0),
                 io.Int.Input("per_prompt", default=1, min=1, max=64, tooltip="Pictures of each prompt."),
                 io.Int.Input("most_prompts", default=8, min=1, max=256,
-                             tooltip="How many prompts are drawn, from the first."),
+                             tooltip="At most this many prompts, from the first on."),
                 setting_input("sampler.width", max=2048, step=8),
                 setting_input("sampler.height", max=2048, step=8),
                 setting_input("sampler.eta", advanced=True, default=0.0),

@@ -28,7 +28,7 @@ class ScoreImages(Node):
             description="Scores every picture of a batch with a reward and sorts them, best first. Works in "
             "any workflow, without training.",
             inputs=[
-                io.Image.Input("images", tooltip="A batch of pictures of any origin."),
+                io.Image.Input("images", tooltip="Any batch of pictures."),
                 RlrReward.Input("reward", tooltip="RLR Reward or RLR Combine Rewards."),
                 io.String.Input("prompt", multiline=True, default="", dynamic_prompts=False,
                                 tooltip="What the pictures should show: one line for all, or a line for "
@@ -37,7 +37,7 @@ class ScoreImages(Node):
             ],
             outputs=[
                 io.Float.Output(display_name="scores", is_output_list=True,
-                                tooltip="A score for each picture, in the order in which they came."),
+                                tooltip="A score for each picture, in the order of the batch."),
                 io.Image.Output(display_name="sorted", tooltip="All pictures, best first."),
                 io.Image.Output(display_name="best", tooltip="The picture with the highest score."),
                 io.String.Output(display_name="report", tooltip="The scores as text."),

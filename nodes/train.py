@@ -27,9 +27,7 @@ from .schema import (
 )
 
 RESUME, RESTART = "resume", "restart"
-NO_MODEL = (
-    "RLR Train has a MODEL only for a model from RLR From ComfyUI: use RLR Apply LoRA on a stock loader's."
-)
+NO_MODEL = "patched_model of RLR Train works with RLR From ComfyUI only: use RLR Apply LoRA on a stock MODEL."
 
 SETTINGS = {
     "steps": "steps",
@@ -70,18 +68,18 @@ class TrainNode(Node):
             display_name="RLR Train",
             category=CATEGORY,
             description="Trains a LoRA that makes the model's pictures score higher. Cancel keeps "
-            "everything: queue again and it goes on. More steps make a finished run longer.",
+            "everything: queue again and the run goes on. With more steps a finished run goes on, too.",
             inputs=train_inputs(),
             outputs=[
                 io.LoraModel.Output(display_name="lora", tooltip="For RLR Save LoRA, RLR Apply LoRA and "
                                     "stock nodes that take a LORA_MODEL."),
                 RlrModel.Output(display_name="model", tooltip="The model with the LoRA on, for RLR Sample."),
                 io.Image.Output(display_name="before_after", tooltip="The same prompts and seeds before and "
-                    "after."),
-                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and KL over the "
-                    "updates."),
-                io.String.Output(display_name="run_folder", tooltip="Where everything about the run lies, "
-                                 "for RLR Training Report."),
+                    "after training."),
+                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and KL "
+                    "divergence over the updates."),
+                io.String.Output(display_name="run_folder", tooltip="The folder with everything about the "
+                                 "run, for RLR Training Report."),
                 io.LossMap.Output(display_name="loss_map", tooltip="Minus the reward of every update, for "
                                   "the stock loss plot."),
                 io.Model.Output(display_name="patched_model", tooltip="The MODEL of RLR From ComfyUI, with "
@@ -244,7 +242,9 @@ def train_inputs() -> list[io.Input]:
         RlrPrompts.Input("prompts", tooltip="What it is trained on: RLR Prompts."),
         RlrReward.Input("reward", tooltip="What it is trained for: RLR Reward."),
         RlrMethod.Input(
-            "method", optional=True, tooltip="How: RLR Method; adaptive if nothing is connected."
+            "method",
+            optional=True,
+            tooltip="How it is trained: RLR Method; adaptive if nothing is connected.",
         ),
         RlrReward.Input(
             "judge",
@@ -266,15 +266,15 @@ def train_inputs() -> list[io.Input]:
         io.String.Input(
             "run_name",
             default="my-run",
-            tooltip="Name of the folder in output/rlr. With other settings under the same name the run goes "
-            "beside it, as my-run_2.",
+            tooltip="Name of the folder in output/rlr. A run with other settings under the same name is "
+            "saved beside it, as my-run_2.",
         ),
         io.Combo.Input(
             "mode",
             options=[RESUME, RESTART],
             default=RESUME,
-            tooltip="resume: go on where these settings got to; a finished run is returned at once. restart: "
-            "from the beginning, in a new folder, every time it is queued.",
+            tooltip="resume: go on with the run of these settings; a finished run returns at once. restart: "
+            "begin a new run, in a new folder, every time it is queued.",
         ),
         take("negative_prompt", advanced=True),
         take("alpha", advanced=True, max=1024.0),

@@ -1,5 +1,6 @@
 """The README is true: its examples run, its commands exist, its tables are complete."""
 
+import json
 import os
 import re
 import shlex
@@ -8,11 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from reference import method_tables
 
+from rlr_core.benchmarks.comparison import ARMS
 from rlr_core.cli import main as cli
 from rlr_core.cli.configs import build_config
+from rlr_core.common.prompt_text import metadata_of
+from rlr_core.config.prompts import read_prompts
 from rlr_core.methods import METHODS, method_class
 from rlr_core.rewards import REWARDS
+from rlr_core.rewards.files import FOLDERS_VARIABLE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,18 +54,17 @@ def test_the_yaml_example_runs(tmp_path):
     assert (tmp_path / "runs" / "yaml" / "lora.safetensors").stat().st_size > 0
 
 
-def test_the_reward_example_is_a_reward_that_the_line_under_it_would_list(tmp_path):
-    import torch
+def test_a_reward_is_a_class_and_a_line_where_the_text_says():
+    assert "[pixels.py](rlr_core/rewards/pixels.py)" in README and "`REWARDS`" in README
+    assert REWARDS["brightness"].target == "rlr_core.rewards.pixels:Brightness"
+    assert f"`{FOLDERS_VARIABLE}`" in README
 
-    (example,) = [text for text in PYTHON if "(Reward)" in text]
-    space = {}
-    exec(example, space)  # noqa: S102 - our own README
-    reward = space["Warmth"]()
-    images = torch.zeros(2, 3, 4, 4)
-    images[0, 0], images[1, 2] = 1, 1
-    assert reward(images, ["a", "b"]).tolist() == [1, -1]
-    assert '"warmth": Entry("rlr_core.rewards.warmth:Warmth", ' in README
-    assert (ROOT / "rlr_core" / "rewards" / "__init__.py").exists()
+
+def test_the_prompt_with_metadata_is_one_that_a_file_may_hold(tmp_path):
+    (line,) = re.findall(r'^`({"prompt".*})`', README, re.MULTILINE)
+    (tmp_path / "prompts.jsonl").write_text(line)
+    (prompt,) = read_prompts(tmp_path / "prompts.jsonl")
+    assert metadata_of(prompt.text) == {"words": ["OPEN"]}
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("rlr ")])
@@ -70,7 +75,7 @@ def test_every_command_is_one_that_the_command_line_knows(command, tmp_path, mon
     for name in ("reward", "evaluation.judge"):
         chosen = getattr(args, name, None) or []
         assert set([chosen] if isinstance(chosen, str) else chosen) <= set(REWARDS)
-    if args.command == "train" and args.resume is None:
+    if args.command == "train" and args.resume is None and not args.help_settings:
         assert build_config(args).prompts == ["a cat"]
 
 
@@ -80,18 +85,32 @@ def test_settings_named_in_the_text_exist():
     for key, value in re.findall(r"`([a-z_.]+)=([^`\s]+)`", README):
         if key != "key":
             override(TrainConfig(), [f"{key}={value}"])
-    for key in re.findall(r"`((?:method|sampler|lora|evaluation|optimizer)\.[a-z_]+|save_every)`", README):
+    for key in re.findall(
+        r"`((?:method|sampler|lora|evaluation|optimizer)\.(?!safetensors)[a-z_]+|save_every)`", README
+    ):
         config = TrainConfig()
         for name in key.split("."):
             config = getattr(config, name)
 
 
-def test_the_table_of_methods_is_complete_and_right():
-    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", README, re.MULTILINE))
-    assert list(rows) == list(METHODS)
-    for name, gradient in rows.items():
-        needs = {"needed": "yes", "used": "no", "no": "no"}[method_class(name).needs_gradient]
-        assert gradient.split(",")[0] == needs, name
+def test_the_tables_of_methods_say_what_the_methods_say_of_themselves():
+    page = (ROOT / "nodes" / "web" / "docs" / "RLR_Method.md").read_text(encoding="utf-8")
+    assert method_tables.for_readme(README) == README, "run tests/reference/method_tables.py"
+    assert method_tables.for_help(page) == page, "run tests/reference/method_tables.py"
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| ([^|]+) \|", README, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(METHODS)
+    for name, gradient, when in rows:
+        assert when and (gradient == "yes") == (method_class(name).needs_gradient == "needed"), name
+
+
+def test_every_node_and_workflow_is_named_once():
+    texts = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
+    (table,) = re.findall(r"\| Node \|.*?\n\n", README, re.DOTALL)
+    firsts = [row.split(" | ")[0] for row in table.strip().splitlines()[2:]]
+    listed = [name.strip("| ") for first in firsts for name in first.split(", ")]
+    assert sorted(listed) == sorted(text["display_name"] for text in texts.values())
+    workflows = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    assert set(re.findall(r"`(rlr-[a-z0-9-]+)`", README)) == workflows
 
 
 def test_flags_named_in_the_text_exist():
@@ -109,7 +128,25 @@ def test_files_of_the_run_folder_are_those_that_are_written():
         run_folder.LORA,
         run_folder.STATE.split("/")[0] + "/",
     ):
-        assert re.search(rf"^    {re.escape(name)} ", README, re.MULTILINE), name
+        assert f"`{name}`" in README, name
+
+
+def test_the_figures_of_the_methods_lie_beside_the_bench_that_makes_them():
+    page = (ROOT / "rlr_core" / "benchmarks" / "results.md").read_text(encoding="utf-8")
+    for command in re.findall(r"^    rlr (.*)$", page, re.MULTILINE):
+        cli._parse(shlex.split(command))
+    (table,) = re.findall(r"\| method \|.*?\n\n", page, re.DOTALL)
+    rows = [row.split(" | ")[0].strip("| ") for row in table.strip().splitlines()[2:]]
+    assert len(rows) > 10 and set(rows) <= set(ARMS)
+
+
+def test_the_memory_of_stable_diffusion_is_what_the_help_page_says():
+    page = (ROOT / "nodes" / "web" / "docs" / "RLR_Train.md").read_text(encoding="utf-8")
+    figures = {float(row) for row in re.findall(r"^\| 512 x 512 \|.* ([\d.]+) \|$", page, re.MULTILINE)}
+    low, high = re.findall(r"takes ([\d.]+) to ([\d.]+) GiB", README)[0]
+    assert (float(low), float(high)) == (min(figures), max(figures))
+    for script in re.findall(r"`python ([\w/.]+)`", README + page):
+        assert (ROOT / script).is_file(), script
 
 
 def test_ci_installs_and_tests_as_the_readme_says():
@@ -122,7 +159,9 @@ def test_ci_installs_and_tests_as_the_readme_says():
 
 
 def test_it_fits_a_page_and_has_no_loose_ends():
+    assert len(README.splitlines()) <= 195
     assert not re.search(r"TODO|TBD|XXX|FIXME|lorem", README)
+    assert not re.search(r"colour|optimis|normalis|behaviour|climb|walk", README)
     assert max(map(len, (line for line in README.splitlines() if line[:1] not in ("|", " ")))) <= 120
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link

@@ -11,7 +11,7 @@ from rlr_core.errors import UserError
 
 BENCH = """Train the built-in model with every method and compare what a judge says of the results.
 
-  rlr bench --out runs/bench                      everything, an hour or so; run it again to go on
+  rlr bench --out runs/bench                      everything, an hour or two; run it again to go on
   rlr bench --out runs/bench --threads 1 &        several at once share the work
   rlr bench --out runs/bench --report             the table of what there is so far
   rlr bench --costs                               time against diffusers and memory of an update, as ratios"""
@@ -20,15 +20,19 @@ BENCH = """Train the built-in model with every method and compare what a judge s
 def add_bench(commands: Any) -> None:
     parser = commands.add_parser("bench", help="compare the methods on the built-in model", description=BENCH)
     parser.add_argument("--out", default="runs/bench", metavar="DIR", help="folder of the results")
-    parser.add_argument("--methods", nargs="*", metavar="NAME", help="arms to run; all of them unless given")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], metavar="N", help="of training")
+    parser.add_argument(
+        "--methods", nargs="*", metavar="NAME", help="rows of the table to run; all of them unless given"
+    )
+    parser.add_argument(
+        "--seeds", nargs="*", type=int, default=[0, 1, 2], metavar="N", help="seeds of training"
+    )
     parser.add_argument("--evaluations", type=int, default=EVALUATIONS, metavar="N",
                         help="budget of denoiser evaluations, with or without a gradient")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="budget of seconds")
     parser.add_argument("--samples", type=int, default=256, metavar="N", help="pictures that are judged")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of this process")
     parser.add_argument("--report", action="store_true", help="only print the table")
-    parser.add_argument("--costs", action="store_true", help="what the engine costs, nothing else")
+    parser.add_argument("--costs", action="store_true", help="only measure what an update costs")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.set_defaults(run=bench)
 

@@ -48,7 +48,7 @@ def diagnose(args: argparse.Namespace) -> int:
         ])  # fmt: skip
     print(table(rows))
     print(
-        f"{args.updates} estimates each, {time.monotonic() - start:.0f} seconds. |z| over 4 is a bias; the "
-        f"cosine of a method whose noise drowns its mean is not a number."
+        f"{args.updates} estimates each, {time.monotonic() - start:.0f} seconds. |z| over 4 means a bias; "
+        f"the cosine is nan where the noise hides the mean."
     )
     return 0

@@ -33,11 +33,14 @@ def _models() -> list[list[str]]:
 def _methods() -> list[list[str]]:
     from rlr_core.methods import METHODS, method_class
 
-    def takes(method: Any) -> str:
-        return "differentiable rewards" if method.needs_gradient == "needed" else "any reward"
-
-    methods = map(method_class, METHODS)
-    return [[m.name, m.summary, takes(m), f"bias: {m.bias}"] for m in methods]
+    rows = []
+    for method in map(method_class, METHODS):
+        reward = "needs the reward's gradient" if method.needs_gradient == "needed" else "any reward"
+        bias = "" if method.bias == "none" else f"biased: {method.bias}"
+        when = f"when: {method.when}" if method.when else ""
+        remarks = [f"{part[0].upper()}{part[1:]}." for part in (reward, bias, when) if part]
+        rows += [[method.name, method.summary], ["", " ".join(remarks)]]
+    return rows
 
 
 def _rewards() -> list[list[str]]:

@@ -35,7 +35,11 @@ def add_sample(commands: Any) -> None:
     parser.add_argument("--out", metavar="DIR", default="samples", help="the folder to write, new or empty")
     parser.add_argument("--prompt", metavar="TEXT", action="append", help="a prompt; may be repeated")
     parser.add_argument(
-        "--seeds", metavar="N", type=int, nargs="+", help="a picture of every prompt for each; else --seed"
+        "--seeds",
+        metavar="N",
+        type=int,
+        nargs="+",
+        help="one picture of every prompt for each seed; --seed unless given",
     )
     _add_lora(parser)
     parser.set_defaults(run=sample)

@@ -66,14 +66,14 @@ class SamplerConfig(Settings):
 
 
 class MethodConfig(Settings):
-    """How the gradient is estimated: one row of `rlr list methods` and its settings.
+    """How the model learns: one row of `rlr list methods` and its settings.
 
     The name may come first: MethodConfig("adaptive", budget=1.0).
     """
 
     section: ClassVar[str] = "method"
 
-    name: str = setting("adaptive", "How the gradient is estimated; a row of `rlr list methods`.")
+    name: str = setting("adaptive", "How the model learns; a row of `rlr list methods`.")
     kl_weight: float = setting(
         0.0,
         "Weight of the KL divergence to the base model: keeps the model from pleasing the reward at any "
@@ -130,7 +130,7 @@ class MethodConfig(Settings):
     )
     perturbations: int = setting(
         1,
-        "Perturbations per update; the batch is shared out among them.",
+        "Perturbations per update; the batch is divided among them.",
         methods=("rlr", "zeroth_order"),
         ge=1,
         le=65_536,
@@ -289,8 +289,8 @@ class LoraConfig(Settings):
     )
     text_encoder: bool = setting(
         False,
-        "Train a LoRA on the text encoder too, in the same file: what prompts mean changes along. Load it "
-        "with a node that takes CLIP as well.",
+        "Train a LoRA on the text encoder too, in the same file, so that prompts change their meaning. Load "
+        "it with a node that takes CLIP as well.",
     )
     start_from: str | None = setting(None, "A LoRA file to start from.", unset="a new LoRA")
 
@@ -405,7 +405,7 @@ class TrainConfig(Settings):
         "none", "Where metrics are shown besides the run folder.", in_state=False
     )
     sampler: SamplerConfig = setting(SamplerConfig, "How pictures are sampled.")
-    method: MethodConfig = setting(MethodConfig, "How the gradient is estimated.")
+    method: MethodConfig = setting(MethodConfig, "How the model learns.")
     lora: LoraConfig = setting(LoraConfig, "The adapter.")
     optimizer: OptimizerConfig = setting(OptimizerConfig, "The optimizer.")
     evaluation: EvaluationConfig = setting(EvaluationConfig, "What is evaluated on held-out prompts.")

@@ -1,6 +1,6 @@
 """The built-in demo: a tiny text-to-image model, a reward and a judge, and the script that made them.
 
-scenes.py   the world: pictures of one or two coloured shapes, and their captions
+scenes.py   the world: pictures of one or two colored shapes, and their captions
 judge.py    reads a picture's pixels and says whether it shows what its prompt says
 reward.py   a small CLIP that scores the same, differentiably
 build/      `python -m rlr_core.demo.build` trains everything in `weights/`

@@ -1,7 +1,7 @@
-"""The demo's little world: scenes of one or two coloured shapes, drawn by code, with captions that say what
+"""The demo's little world: scenes of one or two colored shapes, drawn by code, with captions that say what
 they show.
 
-A scene is 64 x 64, on light grey, anti-aliased: "a red circle", or two shapes in one of four relations,
+A scene is 64 x 64, on light gray, anti-aliased: "a red circle", or two shapes in one of four relations,
 "a red circle above a blue square". `draw` makes a batch of pictures, `caption` says what a scene shows, and
 `training_prompts` / `held_out_prompts` divide the two-shape captions: reward fine-tuning is meant to see only
 the first, and to be measured on the second.
@@ -73,7 +73,7 @@ def parse(prompt: str) -> Scene:
     if scene is None or any(thing not in THINGS for thing in (scene.first, scene.second) if thing):
         raise UserError(
             f"Not a caption of the demo's world: {prompt!r}. Write 'a red circle' or 'a red circle above a "
-            f"blue square', with colours {', '.join(COLORS)}, shapes {', '.join(KINDS)}, relations "
+            f"blue square', with colors {', '.join(COLORS)}, shapes {', '.join(KINDS)}, relations "
             f"{', '.join(RELATIONS)}."
         )
     return scene
@@ -94,7 +94,7 @@ def random_scene(rng: random.Random, pairs: float = 0.75) -> Scene:
 
 
 def swapped(scene: Scene, rng: random.Random) -> Scene:
-    """A hard negative: the same scene with one colour, one kind or the relation exchanged for another.
+    """A hard negative: the same scene with one color, one kind or the relation exchanged for another.
 
     The result never shows the same picture as `scene`."""
     parts = ["first.color", "first.kind"]
@@ -120,7 +120,7 @@ def swapped(scene: Scene, rng: random.Random) -> Scene:
 
 
 def muddled(scene: Scene, rng: random.Random) -> Scene:
-    """What a careless writer says of two shapes: each in the other's place, or in the other's colour.
+    """What a careless writer says of two shapes: each in the other's place, or in the other's color.
 
     A single shape stays as it is; of two, the result is never what the picture shows."""
     a, b = scene.first, scene.second

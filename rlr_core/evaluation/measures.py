@@ -56,7 +56,7 @@ class Evaluation:
     diversity: float | None
     """Root-mean-square distance between pictures of the same prompt, averaged over the pairs of a prompt and
     then over prompts: 0 where all are alike. Pixels in [0, 1], averaged down to at most 16 x 16, so that it
-    sees layout and colour and not texture. None where no prompt has two pictures."""
+    sees layout and color and not texture. None where no prompt has two pictures."""
     images: Tensor
     """The first pictures, [K, 3, H, W] (or [K, F, 3, H, W]) float32 in [0, 1], on the CPU."""
 

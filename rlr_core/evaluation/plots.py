@@ -1,6 +1,6 @@
 """The pictures a run leaves behind: the curves in reward.png, before_after.png, grids of samples.
 
-Colours are told apart by people with any colour vision, and nothing is said by colour alone.
+Colors are told apart by people with any color vision, and nothing is said by color alone.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _wrapped(prompt: str, width: int = 25, lines: int = 3) -> str:
 
 
 def _verdict(scores: Tensor, number: int) -> tuple[str, str]:
-    """A score as text, and its colour; a judge that says only yes and no gets a tick or a cross."""
+    """A score as text, and its color; a judge that says only yes and no gets a tick or a cross."""
     score = float(scores[number])
     if all(value in (0.0, 1.0) for value in scores.tolist()):
         return ("\u2713", BLUE) if score else ("\u2717", ORANGE)

@@ -14,7 +14,10 @@ class Adaptive(WalkMethod):
     updates only, which keeps it unbiased, and Russian roulette over the depth (math.md section 3)."""
 
     name = "adaptive"
-    summary = "both estimators at every step, mixed by inverse variance, random depth (ours)"
+    summary = (
+        "back-propagation and the sampler's noise at every step, each weighted by how reliable it has been"
+    )
+    when = "the default; method.budget trades precision for speed"
     needs_gradient = "used"
     needs_baseline = True
     calibrates = True

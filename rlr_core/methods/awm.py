@@ -14,7 +14,8 @@ class Awm(Row):
     log p, and PPO's clip on rho = exp(l_old - l):  maximize min(rho A, clip(rho) A)."""
 
     name = "awm"
-    summary = "the denoising loss of each picture weighted by its advantage (AWM)"
+    summary = "the denoising loss of each picture, weighted by how much better it is than the others (AWM)"
+    when = "rewards without a gradient: the first to try"
     uses_old = True
 
     def lesson(self, samples: Samples, inner: int) -> Lesson:

@@ -34,7 +34,9 @@ class Method(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    """A line for `rlr list methods`."""
+    """How it learns, as a part of a sentence; for `rlr list methods`."""
+    when: ClassVar[str] = ""
+    """When to take it, the same way."""
     needs_gradient: ClassVar[str] = "no"
     """Whether it asks for a differentiable reward: 'needed', 'used' where there is one, or 'no'."""
     bias: ClassVar[str] = "none"

@@ -26,7 +26,8 @@ class D3po(WalkMethod):
     one. Pairs are the best and the worst picture of each prompt."""
 
     name = "d3po"
-    summary = "the best against the worst picture of each prompt, at every sampler step (D3PO)"
+    summary = "the same preference at every sampler step (D3PO)"
+    when = "to compare with D3PO"
     needs_noise = True
 
     @classmethod

@@ -16,7 +16,8 @@ class Ddpo(LikelihoodRatio):
     """DDPO-IS (Black et al. 2023, arXiv 2305.13301): ratios with PPO's clip (math.md section 6)."""
 
     name = "ddpo"
-    summary = "likelihood ratio with PPO's clip and several optimizer steps per rollout"
+    summary = "likelihood_ratio with PPO's clipping and several optimizer steps a batch (DDPO)"
+    when = "to compare with DDPO"
     needs_gradient = "no"
     bias = "PPO's clip"
 

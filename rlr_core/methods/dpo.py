@@ -29,7 +29,8 @@ class Dpo(Row):
     then, and an update takes half as many of them as it has pictures."""
 
     name = "dpo"
-    summary = "the best against the worst picture of each prompt, or pairs from a file (Diffusion-DPO)"
+    summary = "prefers the better of two pictures of a prompt, from the reward or from a file (Diffusion-DPO)"
+    when = "rewards that only rank pictures, or pairs that you have"
     uses_base = True
 
     def __init__(self, problem: Problem, options: MethodConfig):

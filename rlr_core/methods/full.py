@@ -10,7 +10,8 @@ class Full(WalkMethod):
     """First order everywhere: DRaFT (Clark et al. 2023, arXiv 2309.17400), in the memory of one step."""
 
     name = "full"
-    summary = "back-propagation through every step (DRaFT)"
+    summary = "back-propagation through every sampler step (DRaFT)"
+    when = "few sampler steps; with many its gradient can explode"
     needs_gradient = "needed"
 
     @staticmethod

@@ -24,7 +24,8 @@ class Graft(Row):
     loss on it moves the model there. Accepted pictures of earlier updates may stay in a buffer."""
 
     name = "graft"
-    summary = "plain training on the accepted ones of one's own pictures (GRAFT)"
+    summary = "trains on the best of the model's own pictures, as on any data (GRAFT)"
+    when = "to compare with the paper; set method.train_guided=true and method.buffer=64"
 
     def __init__(self, problem: Problem, options: MethodConfig):
         super().__init__(problem, options)

@@ -10,7 +10,8 @@ class LikelihoodRatio(WalkMethod):
     """The score of every noise times the advantage: REINFORCE (Williams 1992) on the sampler as a policy."""
 
     name = "likelihood_ratio"
-    summary = "the score of every noise times the advantage (REINFORCE)"
+    summary = "makes the noise behind good pictures more likely (REINFORCE)"
+    when = "big batches"
     needs_gradient = "used"
     needs_noise = True
     needs_baseline = True

@@ -21,7 +21,8 @@ class Nft(Row):
     v_old + ((2 r - 1) / beta) (target - v_old)."""
 
     name = "nft"
-    summary = "regression to good pictures and away from bad ones (DiffusionNFT)"
+    summary = "draws the model to its good pictures and away from its bad ones (DiffusionNFT)"
+    when = "rewards without a gradient"
     uses_old = True
 
     def lesson(self, samples: Samples, inner: int) -> Lesson:

@@ -21,7 +21,8 @@ class PGraft(Graft):
     less can be won, and the law is easier to learn: N_I is best somewhere in the middle."""
 
     name = "p_graft"
-    summary = "GRAFT on the state at an intermediate step; the adapter acts from the noise to there (P-GRAFT)"
+    summary = "GRAFT on the states at an intermediate step; the LoRA acts from the noise to there (P-GRAFT)"
+    when = "layout; the base model goes on drawing the details"
 
     def __init__(self, problem: Problem, options: MethodConfig):
         super().__init__(problem, options)

@@ -14,7 +14,8 @@ class RewardWeighted(Row):
     batch, times its size. No weight is negative, so no picture is pushed away."""
 
     name = "reward_weighted"
-    summary = "plain training on one's own pictures, better ones with more weight"
+    summary = "trains on all of the model's own pictures, better ones with more weight"
+    when = "when no picture should be pushed away"
 
     def lesson(self, samples: Samples, inner: int) -> Lesson:
         weights = torch.softmax(self.standardized_advantages(samples) / self.options.temperature, 0)

@@ -15,7 +15,10 @@ class Rlr(WalkMethod):
     """First order at step 1, a half-order window at j..j+h-1, and a remainder (math.md section 2)."""
 
     name = "rlr"
-    summary = "the paper: first order, a half-order window, the rest by perturbation"
+    summary = (
+        "back-propagation at the last step, a window started by its noise, perturbed weights elsewhere (RLR)"
+    )
+    when = "to compare with the paper"
     needs_gradient = "used"
     needs_noise = True
     needs_baseline = True

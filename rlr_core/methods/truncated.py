@@ -16,7 +16,8 @@ class Truncated(WalkMethod):
     per trajectory (AlignProp, arXiv 2310.03739). What is not visited is dropped, hence the bias."""
 
     name = "truncated"
-    summary = "back-propagation through the last K steps (DRaFT-K, AlignProp)"
+    summary = "back-propagation through the last K sampler steps (DRaFT-K, AlignProp)"
+    when = "texture and color; it hardly changes what is where"
     needs_gradient = "needed"
     bias = "earlier steps are dropped"
 

@@ -12,7 +12,8 @@ class ZerothOrder(WalkMethod):
     """Antithetic perturbation of the adapter at every step (SPSA, Spall 1992); no step is visited."""
 
     name = "zeroth_order"
-    summary = "antithetic perturbation of the adapter, rewards only"
+    summary = "small random changes of the LoRA, in opposite pairs"
+    when = "a sampler without noise and a reward without a gradient; noisier than all others"
 
     @classmethod
     def check(cls, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:

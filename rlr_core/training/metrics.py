@@ -32,7 +32,7 @@ METRICS: dict[str, str] = {
     "reward/held_out": "mean reward of the held-out pictures",
     "reward/held_out_low": "lower end of its 95 % interval",
     "reward/held_out_high": "upper end of its 95 % interval",
-    "diversity": "distance between held-out pictures of one prompt; falls when all pictures become alike",
+    "diversity": "distance between held-out pictures of one prompt; falls when all pictures look the same",
     "time/seconds": "since the start of the run, without the time between interruptions",
     "memory/peak_bytes": "most bytes held so far: on the GPU, or by the process",
 }

@@ -46,13 +46,13 @@ LAYOUT: dict[str, dict[str, Any]] = {
             "4": (40, 722, 320, 202), "5": (420, 60, 460, 1290), "6": (940, 60, 720, 560),
             "7": (940, 680, 720, 670),
         },
-        "titles": {"3": "Reward: what is climbed", "4": "Judge: only watched", "6": "Before and after",
+        "titles": {"3": "Reward: trained for", "4": "Judge: not trained for", "6": "Before and after",
                    "7": "Chart"},
         "notes": [(40, 984, 320, 230,
                    "**Press Run.** A tiny model that comes with RLR learns to draw what its captions say, "
-                   "in a few minutes on a CPU.\n\nThe *reward* is climbed; the *judge* reads the pixels of "
-                   "captions that training never sees.\n\nCancel and Run again: it goes on. Raise *steps*: "
-                   "it gets longer.")],
+                   "in a few minutes on a CPU.\n\nIt is trained for the *reward*; the *judge* checks the "
+                   "pictures of captions that training never sees.\n\nCancel and Run again: it goes on. "
+                   "Raise *steps* and it goes on, too.")],
     },
     "rlr-sd15-aesthetic": {
         "nodes": {
@@ -87,8 +87,8 @@ LAYOUT: dict[str, dict[str, Any]] = {
         "titles": {"3": "Reward: asked about the fine prompt", "4": "Judge", "7": "Samples with the LoRA",
                    "8": "Before and after"},
         "notes": [(980, 438, 340, 240,
-                   "**Prompts in stages.** The first fifth of the sampling is told the *coarse* prompt, "
-                   "which sets the layout; the rest is told the *fine* one.\n\nLines with the same number "
+                   "**Prompts in stages.** The first fifth of the steps gets the *coarse* prompt, "
+                   "which sets the layout; the rest gets the *fine* one.\n\nLines with the same number "
                    "belong together. *middle* makes a third stage.")],
     },
     "rlr-compare-methods": {

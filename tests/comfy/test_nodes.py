@@ -263,7 +263,7 @@ def test_combined_rewards_are_any_number(run):
     def reward(name):
         return run("RLR_Reward", reward=name)[0]
 
-    plain = {"mode": "sum", "normalise": False}
+    plain = {"mode": "sum", "normalize": False}
     parts = {"reward_1": reward("brightness"), "weight_1": 2.0, "reward_2": reward("contrast")}
     (first,) = run("RLR_CombineRewards", **plain, **parts)
     more = {"reward_1": first, "weight_1": 0.5, "reward_2": reward("saturation"), "weight_2": -1.0}

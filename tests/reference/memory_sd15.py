@@ -1,4 +1,4 @@
-"""The README's table of memory: Stable Diffusion 1.5 at its real size, on tensors that hold no data.
+"""The memory table of RLR Train's help page: Stable Diffusion 1.5 at its real size, on tensors without data.
 
     python tests/reference/memory_sd15.py
 

@@ -1,9 +1,9 @@
 """The demo's diffusion model: a text encoder and a U-Net trained together, with a fault put in on purpose.
 
 A model that is always right leaves a reward nothing to teach. So the training has two parts. First the
-captions are true, and the network learns to draw and to bind colours and shapes to places. Then, for a
+captions are true, and the network learns to draw and to bind colors and shapes to places. Then, for a
 shorter while, the U-Net goes on with captions as careless as the web's: `muddled` makes a good part of them
-name the right things in the wrong places or colours. The base that comes out draws cleanly, could tell
+name the right things in the wrong places or colors. The base that comes out draws cleanly, could tell
 better, and is often wrong: that is the fault that reward fine-tuning mends.
 """
 

@@ -1,7 +1,7 @@
 """Trains the demo's reward to tell captions that fit from captions that nearly fit, and to hold when it is
 pushed.
 
-A reward that is optimised through its gradient is attacked, so it trains on what an attack would use:
+A reward that is optimized through its gradient is attacked, so it trains on what an attack would use:
 pictures out of the autoencoder, from noised latents, blurred, noisy and tinted; broken pictures, pieced
 together in latent space, that no caption fits; and half of every batch moved a step along the gradient that
 raises the loss.

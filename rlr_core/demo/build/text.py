@@ -1,4 +1,4 @@
-"""Gives a text encoder its grammar before it meets pictures: which shape, in which colour, stands where.
+"""Gives a text encoder its grammar before it meets pictures: which shape, in which color, stands where.
 
 Learned from pictures alone, what stands where in "a red circle above a blue square" comes last and slowly: an
 encoder that only counts words explains most of a picture. From the captions themselves it takes a minute.
@@ -18,8 +18,8 @@ from rlr_core.demo.scenes import COLORS, KINDS, OFFSETS, Scene, caption, random_
 
 BATCH = 128
 PEAK_RATE = 2e-3
-PLACES = ((0.0, 0.0), *OFFSETS.values())  # the centre, then the places a relation names
-CHOICES = len(COLORS) + 1, len(KINDS) + 1  # a colour, or none; a kind, or none
+PLACES = ((0.0, 0.0), *OFFSETS.values())  # the center, then the places a relation names
+CHOICES = len(COLORS) + 1, len(KINDS) + 1  # a color, or none; a kind, or none
 
 
 def teach_grammar(
@@ -50,7 +50,7 @@ def teach_grammar(
 
 
 def _standing(scene: Scene) -> list[tuple[int, int]]:
-    """Colour and kind (numbers; the last is none) at each of PLACES."""
+    """Color and kind (numbers; the last is none) at each of PLACES."""
     nothing = (len(COLORS), len(KINDS))
     at = {(0.0, 0.0): scene.first}
     if scene.second is not None:
