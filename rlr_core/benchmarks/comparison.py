@@ -17,18 +17,59 @@ from typing import Any
 
 from rlr_core.config import MethodConfig, TrainConfig, config_from_dict
 
-ARMS: dict[str, MethodConfig] = {
-    "adaptive": MethodConfig("adaptive"),
-    "full": MethodConfig("full"),
-    "truncated, K = 1": MethodConfig("truncated", depth=1),
-    "truncated, random K": MethodConfig("truncated", random_depth=True),
-    "rlr (the paper)": MethodConfig("rlr"),
-    "rlr, likelihood-ratio remainder": MethodConfig("rlr", remainder="likelihood_ratio"),
-    "likelihood_ratio": MethodConfig("likelihood_ratio"),
-    "ddpo": MethodConfig("ddpo"),
-    "zeroth_order": MethodConfig("zeroth_order"),
-    "rlr, importance-weighted": MethodConfig("rlr", remainder="importance"),
-    "adaptive, whole chain": MethodConfig("adaptive", budget=1.0),
+GRAFTED: dict[str, Any] = {"train_guided": True, "buffer": 64}
+"""What training on one's own pictures, sampled with guidance, takes to stay whole."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What takes part in a comparison: a method, and the settings in which it runs as it is meant to."""
+
+    method: MethodConfig
+    samples_per_prompt: int = 1
+    eta: float | None = None
+    """Of the sampler; None is the config's."""
+    black_box: bool = False
+    """Whether the reward's gradient is withheld from a method that would use it."""
+
+
+def _walk(name: str, **options: Any) -> Contender:
+    return Contender(MethodConfig(name, **options))
+
+
+def _black_box_walk(name: str, **options: Any) -> Contender:
+    return Contender(MethodConfig(name, **options), samples_per_prompt=4, black_box=True)
+
+
+def _from_samples(name: str, **options: Any) -> Contender:
+    """Groups of four, and a sampler without noise, which these methods have no use for."""
+    return Contender(MethodConfig(name, **options), samples_per_prompt=4, eta=0.0)
+
+
+ARMS: dict[str, Contender] = {
+    "adaptive": _walk("adaptive"),
+    "full": _walk("full"),
+    "truncated, K = 1": _walk("truncated", depth=1),
+    "truncated, random K": _walk("truncated", random_depth=True),
+    "rlr (the paper)": _walk("rlr"),
+    "rlr, likelihood-ratio remainder": _walk("rlr", remainder="likelihood_ratio"),
+    "likelihood_ratio": _walk("likelihood_ratio"),
+    "ddpo": _walk("ddpo"),
+    "zeroth_order": _walk("zeroth_order"),
+    "rlr, importance-weighted": _walk("rlr", remainder="importance"),
+    "adaptive, whole chain": _walk("adaptive", budget=1.0),
+    "nft": _from_samples("nft"),
+    "awm": _from_samples("awm"),
+    "dpo": _from_samples("dpo"),
+    "graft": _from_samples("graft", **GRAFTED),
+    "p_graft, N_I = T/4": _from_samples("p_graft", accept_at=0.25, **GRAFTED),
+    "p_graft, N_I = T/2": _from_samples("p_graft", accept_at=0.5, **GRAFTED),
+    "p_graft, N_I = 3T/4": _from_samples("p_graft", accept_at=0.75, **GRAFTED),
+    "reward_weighted": _from_samples("reward_weighted", train_guided=True),
+    "adaptive, black box": _black_box_walk("adaptive"),
+    "rlr, black box": _black_box_walk("rlr"),
+    "likelihood_ratio, black box": _black_box_walk("likelihood_ratio"),
+    "ddpo, groups of four": _black_box_walk("ddpo"),
 }
 """What is compared: every row of the table of methods, with its variants."""
 
@@ -61,11 +102,18 @@ def run_arm(arm: Arm, config: TrainConfig, samples: int) -> dict[str, Any]:
     from rlr_core.rewards import load_reward
     from rlr_core.training.trainer import Trainer
 
-    method = ARMS[arm.name].replace(kl_weight=config.method.kl_weight)
+    contender = ARMS[arm.name]
+    method = contender.method.replace(kl_weight=config.method.kl_weight)
     settings = config_from_dict(config.to_dict() | {"seed": arm.seed, "method": method, "steps": 10**6})
+    settings.samples_per_prompt = contender.samples_per_prompt
+    if contender.eta is not None:
+        settings.sampler.eta = contender.eta
     settings.evaluation.samples = samples
     model = load_model(settings.model, settings.device, settings.dtype)
-    trainer = Trainer(model, load_reward(settings.reward, **settings.reward_options), settings)
+    reward: Any = load_reward(settings.reward, **settings.reward_options)
+    if contender.black_box:
+        reward = _without_gradient(reward)
+    trainer = Trainer(model, reward, settings)
     result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed, "before": _scores(trainer.evaluate())}
     start = time.monotonic()
     trainer.prepare()
@@ -82,6 +130,15 @@ def run_arm(arm: Arm, config: TrainConfig, samples: int) -> dict[str, Any]:
             }  # fmt: skip
             result |= dict.fromkeys(due, scores)
     return result
+
+
+def _without_gradient(reward: Any) -> Callable[..., Any]:
+    """The same scores, and nothing that could be differentiated."""
+
+    def scores(images: Any, prompts: Sequence[str]) -> Any:
+        return reward(images, prompts).detach()
+
+    return scores
 
 
 def _scores(evaluation: Any) -> dict[str, Any]:

@@ -8,6 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from rlr_core.config.base import Settings, setting
 
+GRAFTS = ("graft", "p_graft")
+FROM_SAMPLES = ("nft", "awm", "dpo", *GRAFTS, "reward_weighted")
+"""Methods that learn from finished pictures."""
+
 
 class SamplerConfig(Settings):
     """How pictures are sampled, in training as in `rlr sample`."""
@@ -138,9 +142,118 @@ class MethodConfig(Settings):
         False, "Draw the depth anew for every trajectory (AlignProp).", methods=("truncated",)
     )
     clip_range: float = setting(
-        0.2, "PPO's clip of the likelihood ratio.", methods=("ddpo",), ge=1e-6, le=1, step=0.01
+        0.2, "PPO's clip of the likelihood ratio.", methods=("ddpo", "awm"), ge=1e-6, le=1, step=0.01
     )
     inner_epochs: int = setting(2, "Optimizer steps per update.", methods=("ddpo",), ge=1, le=1000)
+    inner_steps: int = setting(
+        1,
+        "Optimizer steps per update, each with other noise on the same pictures.",
+        methods=FROM_SAMPLES,
+        ge=1,
+        le=1000,
+    )
+    noise_levels: int = setting(
+        2,
+        "At how many noise levels every picture is learned from, in each optimizer step.",
+        methods=FROM_SAMPLES,
+        ge=1,
+        le=1000,
+    )
+    noise_law: Literal["uniform", "sampler"] = setting(
+        "uniform",
+        "Which noise levels: anywhere in the range that the model was trained on, or those of the sampler's "
+        "own steps, for models that know no others (turbo models).",
+        methods=FROM_SAMPLES,
+    )
+    noise_range: list[float] = setting(
+        [0.5, 1.0],
+        "The part of the noise levels that is learned from: 0 is the picture, 1 is pure noise. The noisy "
+        "half decides what is where; with the other half too, pictures fall apart sooner.",
+        methods=FROM_SAMPLES,
+    )
+    train_guided: bool = setting(
+        False,
+        "Learn what the network says with guidance, as the sampler uses it, instead of without: twice the "
+        "cost.",
+        methods=FROM_SAMPLES,
+    )
+    snapshot_decay: float = setting(
+        0.0,
+        "How slowly the model that samples follows the one that is trained: its decay grows by 0.001 an "
+        "update up to this. 0 samples with the latest.",
+        methods=FROM_SAMPLES,
+        ge=0,
+        le=0.999,
+        step=0.1,
+    )
+    norm_guard: float = setting(
+        0.0,
+        "Weight of a pull on outputs of the network that get longer than the base model's, which shows as "
+        "glaring pictures.",
+        methods=FROM_SAMPLES,
+        ge=0,
+        step=0.1,
+    )
+    nft_beta: float = setting(
+        1.0,
+        "How far the implied good and bad policies lie from the one that samples; smaller learns faster.",
+        methods=("nft",),
+        ge=0.001,
+        le=10,
+        step=0.1,
+    )
+    dpo_beta: float = setting(
+        2000.0,
+        "How firmly the base model holds: smaller lets the LoRA go further from it.",
+        methods=("dpo",),
+        ge=0.001,
+        step=100,
+    )
+    d3po_beta: float = setting(
+        0.1,
+        "How firmly the base model holds: smaller lets the LoRA go further from it.",
+        methods=("d3po",),
+        ge=1e-6,
+        step=0.05,
+    )
+    temperature: float = setting(
+        1.0,
+        "How much better pictures weigh: small takes the best ones only.",
+        methods=("reward_weighted",),
+        ge=0.01,
+        step=0.1,
+    )
+    accept: Literal["best_of_n", "top_k", "threshold"] = setting(
+        "best_of_n",
+        "Which pictures are trained on: the best of each prompt, its best accept_count, or those that reach "
+        "accept_threshold.",
+        methods=GRAFTS,
+    )
+    accept_count: int = setting(2, "With accept=top_k: how many of each prompt.", methods=GRAFTS, ge=1)
+    accept_threshold: float = setting(
+        0.0, "With accept=threshold: the reward that a picture must reach.", methods=GRAFTS
+    )
+    accept_at: float = setting(
+        0.5,
+        "Where the state is accepted, as a share of the steps counted from the picture; the LoRA acts on the "
+        "steps before it only.",
+        methods=("p_graft",),
+        ge=0,
+        le=1,
+        step=0.05,
+    )
+    sample_from: Literal["current", "base"] = setting(
+        "current",
+        "Who makes the pictures to choose from: the model as it is trained so far, or the base model.",
+        methods=GRAFTS,
+    )
+    buffer: int = setting(
+        0,
+        "How many accepted pictures of earlier updates are kept and trained on again.",
+        methods=GRAFTS,
+        ge=0,
+        le=1_000_000,
+    )
 
     def __init__(self, name: str | None = None, /, **values: Any) -> None:
         super().__init__(**({} if name is None else {"name": name}), **values)

@@ -6,6 +6,7 @@ Steps are counted as in the paper, down to the picture: t = T acts on pure noise
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.kernels import Step
-from rlr_core.diffusion.models.base import DiffusionModel
+from rlr_core.diffusion.losses import share_of
+from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel
 
 
 class ChainLike(Protocol):
@@ -41,10 +43,19 @@ class Chain:
         self.evaluations = EvaluationCounts()
         self.on_evaluation: Callable[[], None] | None = None
         """Called before every evaluation of the denoiser; may raise to stop there."""
+        self.base_steps = 0
+        """How many last steps, 1..base_steps, are the base model's, without the adapter."""
+        self.base: Callable[[], AbstractContextManager] = nullcontext
+        """Context in which the model is the base model."""
 
     @property
     def T(self) -> int:
         return len(self.steps)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step asks the network twice: with the prompt, and with the negative one."""
+        return self.guidance != 1.0 and self.model.guidance_kind == "cfg"
 
     def step(self, t: int) -> Step:
         """The sampler's step t, 1..T."""
@@ -58,18 +69,41 @@ class Chain:
 
     def mean(self, x: Tensor, t: int, conditioning: Conditioning) -> Tensor:
         """mu(x_t, t, c_t), float32, shape of x [B, ...]; differentiable in x and in the adapter."""
+        step = self.step(t)
+        with self.base() if t <= self.base_steps else nullcontext():
+            output = self._output(x, step.timestep, conditioning, t, self.T, self.guided)
+        return step.a * x + step.b * output
+
+    # --- the forward process of training, for methods that learn from samples ---
+
+    def share(self, t: int) -> float:
+        """Where x_t, which step t acts on, lies in the range of the model's training: 0 picture, 1 noise."""
+        return share_of(self.model.noise_level, self.step(t).timestep)
+
+    def noise_level(self, share: float) -> NoiseLevel:
+        """The forward process at a share of that range."""
+        return self.model.noise_level(share)
+
+    def predict(self, x: Tensor, share: float, conditioning: Conditioning, guided: bool = False) -> Tensor:
+        """The network's output [B, ...] for latents at a share of the training range, float32.
+
+        guided: with guidance, as the sampler sees it, where there is any.
+        """
+        return self._output(
+            x, self.noise_level(share).timestep, conditioning, share, 1.0, guided and self.guided
+        )
+
+    def _output(
+        self, x: Tensor, timestep: float, conditioning: Conditioning, t: float, T: float, guided: bool
+    ) -> Tensor:
         if self.on_evaluation is not None:
             self.on_evaluation()
-        step = self.step(t)
-        guided = self.guidance != 1.0 and self.model.guidance_kind == "cfg"
         self.evaluations.add(x.shape[0] * (2 if guided else 1))
-        rows = conditioning.at(t, self.T, guided)
-        if guided:
-            without, with_prompt = self.model.denoise(torch.cat([x, x]), step.timestep, rows).chunk(2)
-            output = without + self.guidance * (with_prompt - without)
-        else:
-            output = self.model.denoise(x, step.timestep, rows)
-        return step.a * x + step.b * output
+        rows = conditioning.at(t, T, guided)
+        if not guided:
+            return self.model.denoise(x, timestep, rows)
+        without, with_prompt = self.model.denoise(torch.cat([x, x]), timestep, rows).chunk(2)
+        return without + self.guidance * (with_prompt - without)
 
 
 @dataclass

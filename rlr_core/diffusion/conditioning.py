@@ -31,12 +31,12 @@ class Conditioning:
         if len(self.boundaries) != self.rows.shape[1] - 1:
             raise ValueError(f"{self.rows.shape[1]} stages need {self.rows.shape[1] - 1} boundaries.")
 
-    def stage(self, t: int, T: int) -> int:
+    def stage(self, t: float, T: float) -> int:
         """Which stage step t of T lies in."""
         progress = (T - t) / T
         return sum(progress >= boundary - 1e-9 for boundary in self.boundaries)
 
-    def at(self, t: int, T: int, guided: bool) -> Rows:
+    def at(self, t: float, T: float, guided: bool) -> Rows:
         """Rows for the batch at step t: [B, ...], or [2 B, ...] with the negative prompt first."""
         rows = self.rows[:, self.stage(t, T)]
         if guided:

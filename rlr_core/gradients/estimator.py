@@ -19,6 +19,7 @@ from rlr_core.common.pending import Pending
 from rlr_core.common.random_streams import seeds
 from rlr_core.config import MethodConfig
 from rlr_core.diffusion.chain import ChainLike
+from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.rollout import Trajectory, rollout
 from rlr_core.gradients.advantages import advantages
 from rlr_core.gradients.backward import BackwardResult, Regularization, Signals, backward
@@ -52,6 +53,8 @@ class Problem:
     """Trajectories on a device at a time."""
     base: Callable[[], AbstractContextManager] = nullcontext
     """Context in which the chain is the base model's."""
+    conditioning: Callable[[Tensor], Conditioning] | None = None
+    """Conditioning for the prompts of given numbers, as `Batch.groups` has them."""
     seed: int = 0
     world: World | None = None
     """The processes that share a batch; None is this one alone."""

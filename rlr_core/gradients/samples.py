@@ -21,7 +21,7 @@ class Batch:
     conditioning: Conditioning
     """Of all of them."""
     groups: Tensor
-    """[B] integers: samples of one prompt share one."""
+    """[B] numbers of prompts: samples of one prompt share one."""
     prompts: Sequence[str]
     """[B] what the reward is asked about."""
 

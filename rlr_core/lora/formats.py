@@ -5,8 +5,8 @@ kohya      lora_unet_<module path with _>.lora_down.weight, .lora_up.weight and 
 diffusers  unet.<module path>.lora_A.weight and .lora_B.weight, alpha in the metadata: for diffusers only.
            (ComfyUI knows no metadata and not all of these names: it would apply half of the file.) The text
            encoder's begin with text_encoder.
-comfy      diffusion_model.<module path>.lora_A.weight and .lora_B.weight, without an alpha: what ComfyUI and
-           most programs read of transformers.
+comfy      diffusion_model.<module path>.lora_A.weight and .lora_B.weight, without an alpha: what ComfyUI, and
+           most programs, read of transformers.
 """
 
 from __future__ import annotations

@@ -21,6 +21,13 @@ METHODS: dict[str, str] = {
     "likelihood_ratio": "rlr_core.methods.likelihood_ratio:LikelihoodRatio",
     "ddpo": "rlr_core.methods.ddpo:Ddpo",
     "zeroth_order": "rlr_core.methods.zeroth_order:ZerothOrder",
+    "nft": "rlr_core.methods.nft:Nft",
+    "awm": "rlr_core.methods.awm:Awm",
+    "dpo": "rlr_core.methods.dpo:Dpo",
+    "d3po": "rlr_core.methods.d3po:D3po",
+    "graft": "rlr_core.methods.graft:Graft",
+    "p_graft": "rlr_core.methods.p_graft:PGraft",
+    "reward_weighted": "rlr_core.methods.reward_weighted:RewardWeighted",
 }
 """Method name -> 'module:Class'."""
 

@@ -16,4 +16,8 @@ def check_config(config: TrainConfig) -> None:
         if name is not None and name not in REWARDS and name not in ALIASES and not name.startswith(PYTHON):
             known = list(REWARDS)
             raise UserError(f"Unknown {role} {name!r}; known: {', '.join(known)}.{nearest(name, known)}")
+    if config.tracker != "none":
+        from rlr_core.training.trackers import check_tracker
+
+        check_tracker(config.tracker)
     method_class(config.method.name).check(config.method, config.sampler, config.batch)

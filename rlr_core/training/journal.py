@@ -92,6 +92,11 @@ class Journal:
             self.folder.save_samples(step, images)
         self.tell("samples", step=step, images=images, prompts=evaluation.prompts[: len(images)])
 
+    def close(self) -> None:
+        """Nothing more is written."""
+        if self.tracker is not None:
+            self.tracker.close()
+
     def save(self) -> None:
         """Write the state of the last whole update."""
         if self.folder is not None and self._settled is not None:

@@ -101,6 +101,7 @@ def build(
             differentiable=reward.differentiable,
             micro_batch=config.micro_batch,
             base=adapter.disabled,
+            conditioning=book.conditioning,
             seed=config.seed,
             world=world,
             on_phase=on_phase,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rlr_core.common.distributed import World
 from rlr_core.config import TrainConfig
 from rlr_core.errors import UserError
+
+PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+"""Tracker -> packages, one of which must be installed."""
 
 
 class Tracker:
@@ -25,24 +29,29 @@ class Tracker:
         }
         self.backend.log(values, step=row["step"])
 
+    def close(self) -> None:
+        """Nothing more is to come."""
+        self.backend.finish()
+
+
+def check_tracker(name: str) -> None:
+    """Raise UserError where the package that a tracker needs is not installed."""
+    if name != "none" and not any(map(find_spec, PACKAGES[name])):
+        raise UserError(
+            f"tracker is {name!r} and the package is not installed: pip install {name}, or set tracker=none."
+        )
+
 
 def make_tracker(config: TrainConfig, world: World) -> Tracker | None:
-    """What config.tracker names, on the main process; None for 'none'. Its files lie in the run folder.
-
-    Raises UserError where the package is not installed.
-    """
+    """What config.tracker names, on the main process; None for 'none'. Its files lie in the run folder."""
     if config.tracker == "none" or not world.main:
         return None
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-    from accelerate.utils import is_tensorboard_available, is_wandb_available
 
-    available = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
-    if not available[config.tracker]():
-        raise UserError(
-            f"tracker is {config.tracker!r} and the package is not installed: pip install "
-            f"{config.tracker}, or set tracker=none."
-        )
     folder = Path(config.out).expanduser()
-    kind = LOGGER_TYPE_TO_CLASS[config.tracker]
     where = {"logging_dir": str(folder)} if config.tracker == "tensorboard" else {"dir": str(folder)}
-    return Tracker(kind(run_name=folder.name, **where))
+    backend = LOGGER_TYPE_TO_CLASS[config.tracker](run_name=folder.name, **where)
+    start = getattr(backend, "start", None)  # older versions of accelerate start when they are made
+    if start is not None:
+        start()
+    return Tracker(backend)

@@ -57,6 +57,7 @@ def train(
         trainer.parts.adapter.detach()
         raise
     finally:
+        trainer.journal.close()
         model.gradient_checkpointing(False)
 
 

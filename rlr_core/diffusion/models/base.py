@@ -136,7 +136,7 @@ class DiffusionModel(ABC):
         """
 
     def make_room(self, missing: int) -> int:
-        """Take `missing` bytes of weights off the device if the family can work so; how many it did."""
+        """Take `missing` bytes of weights off the device, where a family can work so; how many it took."""
         return 0
 
     def gradient_checkpointing(self, enabled: bool) -> None:

@@ -1,0 +1,44 @@
+"""DiffusionNFT: good pictures pull the network, bad ones push it, both around the policy that sampled."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rlr_core.methods.regression import Row, Seen
+from rlr_core.methods.sample_buffer import Lesson, Samples
+
+LARGEST_ADVANTAGE = 5.0
+"""Standard deviations of the reward at which a picture is wholly good or wholly bad."""
+
+
+class Nft(Row):
+    """Zheng et al. 2025, arXiv 2509.16117. With r in [0, 1] how good a picture is, and two policies implied
+    by the present one, v+ = (1 - beta) v_old + beta v and v- = (1 + beta) v_old - beta v,
+
+        loss = (r |x_0(v+) - x_0|^2 / m+  +  (1 - r) |x_0(v-) - x_0|^2 / m-) / beta ,
+
+    m+ and m- the (constant) mean absolute errors. Without them it is a regression of v onto
+    v_old + ((2 r - 1) / beta) (target - v_old)."""
+
+    name = "nft"
+    summary = "regression to good pictures and away from bad ones (DiffusionNFT)"
+    uses_old = True
+
+    def lesson(self, samples: Samples, inner: int) -> Lesson:
+        share = 0.5 + self.standardized_advantages(samples) / (2 * LARGEST_ADVANTAGE)
+        return self.whole_batch(samples, share.clamp(0, 1))
+
+    def coefficients(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
+        beta = self.options.nft_beta
+        step = beta * (seen.output - seen.old)
+        slope = min(abs(seen.x0_slope), 1.0)  # an eps model's guess of x_0 blows up near pure noise
+        positive = _mean_error(seen.old + step - seen.target, slope)
+        negative = _mean_error(seen.old - step - seen.target, slope)
+        good, bad = seen.values / positive, (1 - seen.values) / negative
+        scale = 2 * slope**2 / seen.elements
+        return scale * (good - bad), scale * (beta * (good + bad) - (good - bad)), seen.old
+
+
+def _mean_error(difference: Tensor, slope: float) -> Tensor:
+    """Mean absolute error of the picture, [n], away from 0."""
+    return (slope * difference.abs()).flatten(1).mean(1).clamp(min=1e-5)
