@@ -178,7 +178,7 @@ class NativeModel(DiffusionModel):
 
     def schedule(self, sampler: SamplerConfig) -> list[Step]:
         """The sigmas of a scheduler of ComfyUI, the one of the socket where the settings name none."""
-        wanted = getattr(sampler, "scheduler", "auto")
+        wanted = sampler.scheduler
         self.guidance = sampler.guidance if self.guidance_kind == "embedded" else None
         options = {} if self.guidance is None else {"guidance": self.guidance}
         if options != self.book.options:

@@ -43,6 +43,19 @@ def test_three_updates_raise_the_reward_on_held_out_noise(native, build, name, t
     assert run.step == 3 and after > before
 
 
+@pytest.mark.parametrize("method", ["adaptive", "rlr", "nft", "likelihood_ratio"])
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_other_methods_run_too(native, build, name, method, tmp_path):
+    """Walks with likelihood ratios and perturbations, and a method that learns from noised pictures."""
+    from rlr_core.training.trainer import train
+
+    model = family(native, build(name))
+    with native.running(model):
+        run = train(model, Redness(), config(tmp_path, method=method))
+        moved = [p.abs().max() for k, p in run.lora.adapter.state_dict().items() if "lora_B" in k]
+        assert run.step == 3 and all(value.isfinite() for value in moved) and max(moved) > 0
+
+
 def test_everything_is_given_back(native, build, tmp_path):
     """Layers, kernels, flags and weights are as before, however the run ends; the MODEL samples as before."""
     import comfy.ldm.common_dit
