@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlr_core.errors import UserError
 from rlr_core.evaluation.measures import Evaluation
 from rlr_core.lora.attach import Adapter
@@ -78,6 +80,7 @@ def write_pictures(parts: Parts, folder: RunFolder | None) -> list[dict[str, Any
     """reward.png and before_after.png, where there is a folder. Returns the rows of its metrics."""
     if folder is None:
         return []
+    from rlr_core.common.images import grid_frames
     from rlr_core.evaluation.plots import plot_before_after, plot_reward
 
     rows, held_out = folder.metrics(), parts.held_out
@@ -87,4 +90,8 @@ def write_pictures(parts: Parts, folder: RunFolder | None) -> list[dict[str, Any
     if held_out.before is not None and held_out.latest is not None:
         with folder.replacing("before_after.png") as path:
             plot_before_after(held_out.before, held_out.latest, path, held_out.judged_by)
+        if held_out.before.images.ndim == 5:
+            both = [e.images[: len(held_out.latest.images)] for e in (held_out.before, held_out.latest)]
+            frames = grid_frames(torch.cat(both), columns=len(both[0]))  # a row before, a row after
+            folder.save_animation("before_after.webp", frames)
     return rows
