@@ -36,6 +36,18 @@ def read(path: Path) -> Tensor:
     return torch.from_numpy(pixels)[None]
 
 
+def read_animation(path: Path) -> Tensor:
+    """The frames of an animated file as an IMAGE of as many."""
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as animation:
+        frames = [
+            np.asarray(frame.convert("RGB"), dtype=np.float32) / 255
+            for frame in ImageSequence.Iterator(animation)
+        ]
+    return torch.from_numpy(np.stack(frames))
+
+
 def blank() -> Tensor:
     """An IMAGE to send where there is no picture."""
     return torch.ones(1, 64, 64, 3)
@@ -55,15 +67,34 @@ def keep_as_file(image: Tensor, folder: Path) -> Path:
 
 
 def thumbnail(path: Path, side: int = 256) -> str:
-    """A picture file as a small JPEG in a data: address."""
+    """A picture file as a small JPEG in a data: address; of an animation beside it a small animated WebP."""
     from PIL import Image
 
+    animation = path.with_suffix(".webp")
+    if animation.is_file():
+        return "data:image/webp;base64," + base64.b64encode(_small_animation(animation, side)).decode()
     with Image.open(path) as picture:
         small = picture.convert("RGB")
         small.thumbnail((side, side))
     data = io.BytesIO()
     small.save(data, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _small_animation(path: Path, side: int) -> bytes:
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as animation:
+        duration, frames = animation.info.get("duration", 125), []
+        for frame in ImageSequence.Iterator(animation):
+            small = frame.convert("RGB")
+            small.thumbnail((side, side))
+            frames.append(small)
+    data = io.BytesIO()
+    frames[0].save(
+        data, "WEBP", save_all=True, append_images=frames[1:], duration=duration, loop=0, quality=70
+    )
+    return data.getvalue()
 
 
 def preview(samples: Path | None, points: Iterable[tuple[float, float]], title: str, width: int = 512) -> Any:

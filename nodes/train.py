@@ -206,6 +206,9 @@ def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
 
     results = read_results(folder)
     chart, pictures = folder / "reward.png", folder / "before_after.png"
+    animation = pictures.with_suffix(".webp")  # of a video model
+    moving = animation.is_file()
+    shown = [host.output_reference(path) for path in (animation if moving else pictures, chart)]
     lora = sockets.LoraWeights(load_file(results.lora), read_header(results.lora).metadata)
     rewards = [row["reward/mean"] for row in results.metrics if row.get("reward/mean") is not None]
     view = live.view_of(
@@ -218,12 +221,12 @@ def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
     return io.NodeOutput(
         lora,
         dataclasses.replace(model, lora=str(results.lora)),
-        images.read(pictures),
+        images.read_animation(animation) if moving else images.read(pictures),
         images.read(chart),
         str(folder),
         {"loss": [-reward for reward in rewards]},
         model.patched(lora) if isinstance(model, sockets.Native) else ExecutionBlocker(NO_MODEL),
-        ui={"images": [host.output_reference(pictures), host.output_reference(chart)], "rlr": [view]},
+        ui={"images": shown, "rlr": [view]} | ({"animated": (True,)} if moving else {}),
     )
 
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from rlr_core.config import SamplerConfig
 
 NETWORK = lora_names.NETWORK
+WITH_GRAPH = 2.0
+"""A first guess of what a way back needs, in units of what ComfyUI says an evaluation or a decoding needs.
+The preflight measures it."""
 
 
 class NativeModel(DiffusionModel):
@@ -102,7 +105,10 @@ class NativeModel(DiffusionModel):
 
     def load_weights(self) -> None:
         """Have ComfyUI load model and VAE; cheap where they are there already."""
-        needed = max(self._reserved, self.patcher.memory_required([1, *self._latent]))
+        shape = (1, *self._latent)
+        step = WITH_GRAPH * self.patcher.memory_required(list(shape))
+        picture = WITH_GRAPH * self.vae.memory_used_decode(shape, self.vae.vae_dtype)
+        needed = max(self._reserved, step, picture)
         comfy.model_management.load_models_gpu([self.patcher, self.vae.patcher], memory_required=needed)
         self._prepare()
         self._loaded = True
@@ -157,6 +163,7 @@ class NativeModel(DiffusionModel):
             if entry.device.type != "cpu":
                 entry.model_unload()
                 loaded.remove(entry)
+        self._need_weights()  # what is free from now on is what a run has
 
     # --- sampling ---
 
@@ -178,7 +185,7 @@ class NativeModel(DiffusionModel):
 
     def schedule(self, sampler: SamplerConfig) -> list[Step]:
         """The sigmas of a scheduler of ComfyUI, the one of the socket where the settings name none."""
-        wanted = getattr(sampler, "scheduler", "auto")
+        wanted = sampler.scheduler
         self.guidance = sampler.guidance if self.guidance_kind == "embedded" else None
         options = {} if self.guidance is None else {"guidance": self.guidance}
         if options != self.book.options:

@@ -1,4 +1,4 @@
-"""Pictures: tensors to PIL and back, grids."""
+"""Pictures: tensors to PIL and back, grids, animations."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 4) -> Image:
         row, column = divmod(number, columns)
         sheet.paste(tile, (gap + column * (width + gap), gap + row * (height + gap)))
     return sheet
+
+
+def grid_frames(videos: Tensor, columns: int | None = None) -> list[Image]:
+    """Videos [N, F, 3, H, W] side by side: F grids."""
+    return [grid(frame, columns) for frame in videos.unbind(1)]
+
+
+def save_animation(frames: list[Image], path: str | os.PathLike, frames_per_second: float = 8.0) -> None:
+    """Pictures of one size as an animated WebP that plays again and again."""
+    first, *others = frames
+    duration = round(1000 / frames_per_second)
+    first.save(
+        path, format="WEBP", save_all=True, append_images=others, duration=duration, loop=0, quality=85
+    )
 
 
 def enlarged(picture: Image, least: int = TILE) -> Image:

@@ -165,11 +165,16 @@ class MethodConfig(Settings):
         "own steps, for models that know no others (turbo models).",
         methods=FROM_SAMPLES,
     )
-    noise_range: list[float] = setting(
-        [0.5, 1.0],
-        "The part of the noise levels that is learned from: 0 is the picture, 1 is pure noise. The noisy "
-        "half decides what is where; with the other half too, pictures fall apart sooner.",
+    least_noise: float = setting(
+        0.0,
+        "The lowest noise level that is learned from: 0 is the picture, 1 is pure noise.",
         methods=FROM_SAMPLES,
+        ge=0,
+        le=1,
+        step=0.05,
+    )
+    most_noise: float = setting(
+        1.0, "The highest noise level that is learned from.", methods=FROM_SAMPLES, ge=0, le=1, step=0.05
     )
     train_guided: bool = setting(
         False,
@@ -208,6 +213,12 @@ class MethodConfig(Settings):
         methods=("dpo",),
         ge=0.001,
         step=100,
+    )
+    pairs: str | None = setting(
+        None,
+        "A file of preferences to learn from; their prompts must be among the training prompts.",
+        methods=("dpo",),
+        unset="the best and the worst of one's own pictures of each prompt",
     )
     d3po_beta: float = setting(
         0.1,

@@ -54,7 +54,7 @@ class Chain:
 
     @property
     def guided(self) -> bool:
-        """Whether a step asks the network twice: with the prompt, and with the negative one."""
+        """Whether a step evaluates the network twice."""
         return self.guidance != 1.0 and self.model.guidance_kind == "cfg"
 
     def step(self, t: int) -> Step:
@@ -89,9 +89,8 @@ class Chain:
 
         guided: with guidance, as the sampler sees it, where there is any.
         """
-        return self._output(
-            x, self.noise_level(share).timestep, conditioning, share, 1.0, guided and self.guided
-        )
+        timestep = self.noise_level(share).timestep
+        return self._output(x, timestep, conditioning, share, 1.0, guided and self.guided)
 
     def _output(
         self, x: Tensor, timestep: float, conditioning: Conditioning, t: float, T: float, guided: bool

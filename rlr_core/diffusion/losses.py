@@ -20,6 +20,8 @@ from rlr_core.diffusion.models.base import NoiseLevel
 
 CLEAN = NoiseLevel(0.0, 1.0, 0.0)
 """The level of a finished sample."""
+LARGEST_SLOPE = 7.0
+"""Of the velocity in the output of an eps or x_0 model; the weight of its error is the square."""
 
 
 class Noised(NamedTuple):
@@ -64,28 +66,28 @@ def target(prediction: str, noised: Noised, level: NoiseLevel) -> Tensor:
     raise ValueError(f"Unknown prediction type {prediction!r}.")
 
 
-class Affine(NamedTuple):
-    """x_0 = of_latents * x_t + of_output * output."""
+class Slopes(NamedTuple):
+    """How far things move with a network's output."""
 
-    of_latents: float
-    of_output: float
+    velocity: float
+    """d velocity / d output."""
+    x0: float
+    """d x_0 / d velocity."""
 
 
-def picture(prediction: str, level: NoiseLevel) -> Affine:
-    """How a network's output and x_t make its guess of x_0. Raises ValueError for an unknown kind."""
+def slopes(prediction: str, level: NoiseLevel) -> Slopes:
+    """Of a network with this kind of output, in absolute value.
+
+    Velocity is noise - x_0 for a flow model and alpha * noise - sigma * x_0 for the others. Its error weighs
+    noise levels as they matter for the picture; an eps model's own error hardly weighs the noisiest ones,
+    where it is decided what the picture shows. Cut off at LARGEST_SLOPE near pure noise (eps) or picture.
+    """
     alpha, sigma = level.alpha, level.sigma
-    if prediction == "epsilon":
-        if alpha <= 0:
-            raise ValueError("An eps-prediction says nothing of the picture at zero terminal SNR.")
-        return Affine(1 / alpha, -sigma / alpha)
-    if prediction == "v_prediction":
-        square = alpha**2 + sigma**2
-        return Affine(alpha / square, -sigma / square)
     if prediction == "flow":
-        return Affine(1 / (alpha + sigma), -sigma / (alpha + sigma))
-    if prediction == "sample":
-        return Affine(0.0, 1.0)
-    raise ValueError(f"Unknown prediction type {prediction!r}.")
+        return Slopes(1.0, sigma / (alpha + sigma))
+    square = alpha**2 + sigma**2
+    of_output = {"epsilon": alpha, "sample": sigma, "v_prediction": square}[prediction]
+    return Slopes(min(square / max(of_output, 1e-12), LARGEST_SLOPE), sigma / square)
 
 
 def share_of(noise_level: Callable[[float], NoiseLevel], timestep: float) -> float:

@@ -55,6 +55,8 @@ class Problem:
     """Context in which the chain is the base model's."""
     conditioning: Callable[[Tensor], Conditioning] | None = None
     """Conditioning for the prompts of given numbers, as `Batch.groups` has them."""
+    prompts: Sequence[str] = ()
+    """What the prompts of these numbers are."""
     seed: int = 0
     world: World | None = None
     """The processes that share a batch; None is this one alone."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from rlr_core.common.pending import Pending
+from rlr_core.common.random_streams import stream
 from rlr_core.config import MethodConfig, SamplerConfig
+from rlr_core.diffusion.rollout import Noise
 from rlr_core.errors import UserError
+from rlr_core.gradients.estimator import Problem
 from rlr_core.gradients.samples import Batch
+from rlr_core.methods.pairs import Pairs, load_pairs
 from rlr_core.methods.regression import Row, Seen
 from rlr_core.methods.sample_buffer import Lesson, Samples, blocks_of
 
@@ -19,12 +25,19 @@ class Dpo(Row):
 
         loss = -log sigmoid(-(beta / 2) D) .
 
-    Pairs are the best and the worst picture of each prompt."""
+    Pairs are the best and the worst picture of each prompt, or come from a file; nothing is sampled or scored
+    then, and an update takes half as many of them as it has pictures."""
 
     name = "dpo"
-    summary = "prefers the best picture of each prompt to the worst (Diffusion-DPO, online)"
-    when = "rewards that only rank pictures"
+    summary = "prefers the better of two pictures of a prompt, from the reward or from a file (Diffusion-DPO)"
+    when = "rewards that only rank pictures, or pairs that you have"
     uses_base = True
+
+    def __init__(self, problem: Problem, options: MethodConfig):
+        super().__init__(problem, options)
+        self.pairs = None if options.pairs is None else load_pairs(options.pairs)
+        if self.pairs is not None:
+            self._numbers = _numbers(self.pairs.prompts, problem.prompts, options.pairs)
 
     @classmethod
     def check(cls, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
@@ -35,8 +48,26 @@ class Dpo(Row):
             )
 
     def collect(self, batch: Batch, step: int) -> Samples | Pending:
+        if self.pairs is not None:
+            return self._from_file(self.pairs, batch.size // 2, step)
         check_pairs(batch.groups, self.name)
         return super().collect(batch, step)
+
+    def _from_file(self, pairs: Pairs, count: int, step: int) -> Samples:
+        """The update's pairs, in shuffled epochs: a preferred picture scores 1, a rejected one 0."""
+        assert self.problem.conditioning is not None, "prompts have numbers, or were refused"
+        self.snapshot.follow(0)
+        chosen = torch.tensor(_dealt(len(pairs.prompts), count, step, self.problem.seed))
+        latents = []
+        for some in chosen.split(max(1, self.problem.micro_batch // 2)):
+            pictures = torch.stack([pairs.preferred[some], pairs.rejected[some]], 1).flatten(0, 1)
+            latents.append(self.chain.model.encode(pictures.float() / 255))
+        numbers = self._numbers[chosen].repeat_interleave(2)
+        texts = [pairs.prompts[place] for place in chosen.tolist() for _ in range(2)]
+        groups = torch.arange(count).repeat_interleave(2)  # a prompt may have several pairs
+        batch = Batch(_no_noise, self.problem.conditioning(numbers), groups, texts)
+        rewards = torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(count)[None]
+        return Samples(batch, torch.cat(latents), rewards, step)
 
     def lesson(self, samples: Samples, inner: int) -> Lesson:
         pairs = best_and_worst(samples.rewards[0], samples.batch.groups)
@@ -59,6 +90,29 @@ class Dpo(Row):
         pull = (beta * torch.sigmoid(beta / 2 * margin)).repeat_interleave(2)
         # a mean over rows is half of the mean over pairs
         return 2 * seen.values * pull / seen.elements, None, None
+
+
+def _numbers(prompts: list[str], known: Sequence[str], path: str | None) -> Tensor:
+    """The numbers [N] that the run's prompts have. Raises UserError where one is not among them."""
+    places = {text: number for number, text in enumerate(known)}
+    missing = [prompt for prompt in prompts if prompt not in places]
+    if missing:
+        raise UserError(
+            f"The pairs in {path!r} are about {missing[0]!r}, which is not among the training prompts: add "
+            f"it to prompts."
+        )
+    return torch.tensor([places[prompt] for prompt in prompts])
+
+
+def _dealt(count: int, per_update: int, step: int, seed: int) -> list[int]:
+    """Which of `count` pairs update `step` takes: shuffled epochs, none skipped or repeated."""
+    places = [divmod(position, count) for position in range(step * per_update, (step + 1) * per_update)]
+    orders = {epoch: stream(seed, "pairs", epoch).permutation(count) for epoch, _ in places}
+    return [int(orders[epoch][place]) for epoch, place in places]
+
+
+def _no_noise(index: Tensor) -> Noise:
+    raise NotImplementedError("Pictures from a file are not sampled.")
 
 
 def check_pairs(groups: Tensor, method: str) -> None:

@@ -32,14 +32,14 @@ class Nft(Row):
     def coefficients(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
         beta = self.options.nft_beta
         step = beta * (seen.output - seen.old)
-        slope = min(abs(seen.x0_slope), 1.0)  # an eps model's guess of x_0 blows up near pure noise
-        positive = _mean_error(seen.old + step - seen.target, slope)
-        negative = _mean_error(seen.old - step - seen.target, slope)
+        to_x0 = seen.slopes.x0 * seen.slopes.velocity
+        positive = _mean_error(to_x0 * (seen.old + step - seen.target))
+        negative = _mean_error(to_x0 * (seen.old - step - seen.target))
         good, bad = seen.values / positive, (1 - seen.values) / negative
-        scale = 2 * slope**2 / seen.elements
+        scale = 2 * seen.slopes.x0**2 / seen.elements
         return scale * (good - bad), scale * (beta * (good + bad) - (good - bad)), seen.old
 
 
-def _mean_error(difference: Tensor, slope: float) -> Tensor:
+def _mean_error(difference: Tensor) -> Tensor:
     """Mean absolute error of the picture, [n], away from 0."""
-    return (slope * difference.abs()).flatten(1).mean(1).clamp(min=1e-5)
+    return difference.abs().flatten(1).mean(1).clamp(min=1e-5)

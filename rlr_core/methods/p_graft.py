@@ -16,7 +16,7 @@ from rlr_core.methods.sample_buffer import Lesson, Samples
 
 
 class PGraft(Graft):
-    """Arxiv 2510.02692: the reward of the picture accepts x_{N_I}, steps T..N_I + 1 learn its law, and the
+    """arXiv 2510.02692: the reward of the picture accepts x_{N_I}, steps T..N_I + 1 learn its law, and the
     sampler runs them with the adapter and the rest without. Where reward is still uncertain given the state,
     less can be won, and the law is easier to learn: N_I is best somewhere in the middle."""
 
@@ -37,8 +37,8 @@ class PGraft(Graft):
         nearest = share + (chain.share(self.state_step + 1) - share) / 10
         if nearest >= high:
             raise UserError(
-                f"method.noise_range ends at {high:g} and the state that is accepted lies at {share:.2g}: "
-                f"lower method.accept_at, or end the range at 1."
+                f"method.most_noise is {high:g} and the state that is accepted lies at {share:.2g}: "
+                f"lower method.accept_at, or set method.most_noise to 1."
             )
         self.range = (max(nearest, low), high)
 

@@ -1,8 +1,8 @@
 """What methods that learn from finished pictures share: noise them again, and regress.
 
 Sample and score pictures with any sampler, then forget how they came about. A picture is noised to a random
-level and the network's output v there is pulled to or from what would lead to the picture (math.md
-section 7):
+level and the network's output there, told as a velocity v, is pulled to or from what would lead to the
+picture (math.md section 7):
 
     u = -kappa (v - target) - lambda (v - anchor) ,     gradient += (d v / d theta)^T u
 
@@ -28,7 +28,6 @@ from rlr_core.common.random_streams import seeds, stream
 from rlr_core.config import MethodConfig, SamplerConfig
 from rlr_core.diffusion import losses
 from rlr_core.diffusion.chain import Chain
-from rlr_core.diffusion.models.base import NoiseLevel
 from rlr_core.diffusion.rollout import Noise, rollout
 from rlr_core.errors import UserError
 from rlr_core.gradients.advantages import advantages
@@ -46,25 +45,23 @@ NORM_MARGIN = 0.05
 
 @dataclass
 class Seen:
-    """What the networks say of n noised rows; nothing here has a graph."""
+    """What the networks say of n noised rows, as their outputs are; nothing here has a graph."""
 
     output: Tensor
-    """v_theta [n, ...]."""
+    """Of the present policy [n, ...]."""
     target: Tensor
-    """[n, ...] as the network's output is meant."""
+    """[n, ...]."""
     old: Tensor
-    """v of the policy that sampled [n, ...]."""
+    """Of the policy that sampled [n, ...]."""
     base: Tensor | None
-    """v of the base model [n, ...], where it is asked for."""
+    """Of the base model [n, ...], where it is asked for."""
     values: Tensor
     """[n] of the lesson."""
-    level: NoiseLevel
-    x0_slope: float
-    """d x_0 / d v: how far a guess of the picture moves with the output."""
+    slopes: losses.Slopes
 
     def loss(self, output: Tensor) -> Tensor:
-        """Mean square error of an output, [n]."""
-        return (output - self.target).square().flatten(1).mean(1)
+        """Mean square error of an output, told as a velocity, [n]."""
+        return self.slopes.velocity**2 * (output - self.target).square().flatten(1).mean(1)
 
     @property
     def elements(self) -> int:
@@ -88,15 +85,17 @@ class Row(Method):
         self.world = problem.world or Alone()
         self.snapshot = Snapshot(problem.parameters)
         self.mean_reward: float | None = None
-        self.range = (options.noise_range[0], options.noise_range[1])
+        self.range = (options.least_noise, options.most_noise)
 
     @classmethod
     def check(cls, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
         if batch < 2 and options.advantage != "running_mean":
             raise UserError("A batch of 1 has nothing to compare with: raise batch.")
-        bounds = options.noise_range
-        if len(bounds) != 2 or not 0 <= bounds[0] < bounds[1] <= 1:
-            raise UserError(f"method.noise_range is {bounds}; it must be two shares a < b between 0 and 1.")
+        if options.least_noise >= options.most_noise:
+            raise UserError(
+                f"method.least_noise is {options.least_noise} and method.most_noise {options.most_noise}: "
+                f"there is nothing between them; lower the first."
+            )
 
     # --- what a method says ---
 
@@ -106,7 +105,7 @@ class Row(Method):
 
     @abstractmethod
     def coefficients(self, seen: Seen) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """kappa [n], and lambda [n] with its anchor [n, ...], or None for both."""
+        """kappa [n], and lambda [n] with its anchor [n, ...], or None for both. The anchor is an output."""
 
     # --- sampling ---
 
@@ -241,18 +240,19 @@ class Row(Method):
             now if of_old is None else of_old,
             of_base,
             lesson.values[index].to(now),
-            level,
-            losses.picture(chain.model.prediction, level).of_output,
+            losses.slopes(chain.model.prediction, level),
         )
         kappa, lam, anchor = self.coefficients(seen)
         u = -column(kappa * noised.weight, now) * (now - target)
         if lam is not None:
             u = u - column(lam, now) * (now - anchor)
+        square = seen.slopes.velocity**2
+        u = square * u
         figures = {"loss": seen.loss(now)}
         if of_base is not None:
-            figures["distance/base"] = (now - of_base).square().flatten(1).mean(1)
+            figures["distance/base"] = square * (now - of_base).square().flatten(1).mean(1)
             if options.kl_weight > 0:
-                u = u - (2 * options.kl_weight / seen.elements) * (now - of_base)
+                u = u - (2 * options.kl_weight * square / seen.elements) * (now - of_base)
             if options.norm_guard > 0:
                 u = u - options.norm_guard * norm_hinge_gradient(now, of_base)
         gradient = torch.autograd.grad(output, list(self.problem.parameters), u, allow_unused=True)

@@ -22,6 +22,8 @@ class Combine(Wrapper):
 
     z is a part's score minus its running mean over its running standard deviation, both of earlier updates,
     so that no part drowns the others; for that reason the sum's own curve says little, the parts' curves do.
+    With within_prompts the deviation is that between pictures of one prompt, which is what an advantage is
+    made of (GDPO, with earlier updates in the place of the present one).
     The product is the geometric mean of exp(z)^weight: positive whatever the parts' signs, and large only
     where no part is small. Without normalization z is the score itself, and the product is the plain product
     of score^weight, for scores that are positive.
@@ -37,10 +39,12 @@ class Combine(Wrapper):
         mode: str = "sum",
         normalize: bool = True,
         weights: Sequence[float] | None = None,
+        within_prompts: bool = False,
     ):
         """rewards: {name: weight}, or a list of names, callables, Rewards and {name: {option: value}}.
 
-        weights: one number a reward, default 1 each; a negative one turns a reward round.
+        weights: one number a reward, default 1 each; a negative one turns a reward round. within_prompts:
+        normalize by how much pictures of one prompt differ; takes more than one picture a prompt.
         Raises UserError for an unknown mode, no rewards, or as many weights as do not fit.
         """
         if mode not in MODES:
@@ -54,8 +58,11 @@ class Combine(Wrapper):
             raise UserError(f"Reward 'combine' got {len(rewards)} rewards and {len(weights)} weights.")
         super().__init__(load_reward(reward) for reward in rewards)
         self.weights = dict(zip(self.rewards, map(float, weights), strict=True))
-        self.mode, self.normalize = mode, normalize
-        self.running = {name: Running(reward.range) for name, reward in self.rewards.items()}
+        self.mode, self.normalize, self.within_prompts = mode, normalize, within_prompts
+        self.running = {
+            name: Running(reward.range, within_prompts=within_prompts)
+            for name, reward in self.rewards.items()
+        }
         self._parts: dict[str, Tensor] = {}
         self.surrogate = None if self.differentiable else self.make_surrogate()
 
@@ -65,13 +72,13 @@ class Combine(Wrapper):
         if not stand_ins:
             return None
         weights = [self.weights[name] for name in stand_ins]
-        return Combine(list(stand_ins.values()), self.mode, self.normalize, weights)
+        return Combine(list(stand_ins.values()), self.mode, self.normalize, weights, self.within_prompts)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         scores = {name: reward(images, prompts) for name, reward in self.rewards.items()}
         self._parts = {name: value.detach() for name, value in scores.items()} | super().parts()
         for name, value in scores.items():
-            self.running[name].observe(value)
+            self.running[name].observe(value, prompts)
         terms = [self._term(name, value) for name, value in scores.items()]
         stacked = torch.stack([term.to(terms[0].device) for term in terms])
         if self.mode == "sum":

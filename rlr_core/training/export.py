@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlr_core.errors import UserError
 from rlr_core.evaluation.measures import Evaluation
 from rlr_core.lora.attach import Adapter
@@ -56,6 +58,9 @@ def write_lora(parts: Parts, folder: RunFolder | None, step: int, reason: str) -
         "config": config.fingerprint(),
         "reason": reason,
     }
+    if parts.chain.base_steps:  # where a sampler is to use it, as shares of its steps from the noise on
+        metadata["start_percent"] = "0"
+        metadata["end_percent"] = f"{1 - parts.chain.base_steps / parts.chain.T:g}"
     if parts.world.main and folder is not None:
         save_lora(parts.adapter, folder.path / LORA, metadata=metadata, way_out=folder.way_out())
     return TrainedLora(parts.adapter, metadata)
@@ -75,6 +80,7 @@ def write_pictures(parts: Parts, folder: RunFolder | None) -> list[dict[str, Any
     """reward.png and before_after.png, where there is a folder. Returns the rows of its metrics."""
     if folder is None:
         return []
+    from rlr_core.common.images import grid_frames
     from rlr_core.evaluation.plots import plot_before_after, plot_reward
 
     rows, held_out = folder.metrics(), parts.held_out
@@ -84,4 +90,8 @@ def write_pictures(parts: Parts, folder: RunFolder | None) -> list[dict[str, Any
     if held_out.before is not None and held_out.latest is not None:
         with folder.replacing("before_after.png") as path:
             plot_before_after(held_out.before, held_out.latest, path, held_out.judged_by)
+        if held_out.before.images.ndim == 5:
+            both = [e.images[: len(held_out.latest.images)] for e in (held_out.before, held_out.latest)]
+            frames = grid_frames(torch.cat(both), columns=len(both[0]))  # a row before, a row after
+            folder.save_animation("before_after.webp", frames)
     return rows

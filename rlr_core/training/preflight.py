@@ -46,7 +46,14 @@ def check_memory(parts: Parts, free: int | None = None) -> Need | None:
         free = torch.cuda.mem_get_info(device)[0] + unused
     width, height = picture_size(parts)
     try:
-        need = measure(parts)
+        try:
+            need = measure(parts)
+        except torch.OutOfMemoryError:
+            room = parts.model.make_room(free)
+            if not room:
+                raise
+            free += room
+            need = measure(parts)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"Not even one picture of {width} x {height} fits into the {free / GIB:.1f} GiB "

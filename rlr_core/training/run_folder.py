@@ -143,9 +143,14 @@ class RunFolder:
     # --- pictures and other files ---
 
     def save_samples(self, step: int, images: Tensor, columns: int | None = None) -> Path:
-        """samples/step_000010.png: a grid of images [N, 3, H, W] or [N, F, 3, H, W] in [0, 1]."""
-        from rlr_core.common.images import grid
+        """samples/step_000010.png: a grid of images [N, 3, H, W] or [N, F, 3, H, W] in [0, 1].
 
+        Of videos the picture shows the middle frames, and an animation, .webp, lies beside it.
+        """
+        from rlr_core.common.images import grid, grid_frames
+
+        if images.ndim == 5:
+            self.save_animation(f"samples/step_{step:06d}.webp", grid_frames(images, columns))
         return self.save_image(f"samples/step_{step:06d}.png", grid(images, columns))
 
     def save_image(self, name: str, image: Any) -> Path:
@@ -154,6 +159,14 @@ class RunFolder:
 
         with self.replacing(name) as path:
             to_pil(image).save(path, format="PNG")
+        return self.path / name
+
+    def save_animation(self, name: str, frames: list[Any]) -> Path:
+        """PIL images as an animated WebP. Returns its path."""
+        from rlr_core.common.images import save_animation
+
+        with self.replacing(name) as path:
+            save_animation(frames, path)
         return self.path / name
 
     def write_text(self, name: str, text: str) -> Path:

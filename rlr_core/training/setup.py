@@ -102,6 +102,7 @@ def build(
             micro_batch=config.micro_batch,
             base=adapter.disabled,
             conditioning=book.conditioning,
+            prompts=book.texts(range(len(book.prompts))),
             seed=config.seed,
             world=world,
             on_phase=on_phase,

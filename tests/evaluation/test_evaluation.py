@@ -22,6 +22,7 @@ SHIFT = {"dark": -1.0, "middling": 0.0, "bright": 1.0}
 class Painter:
     """A model whose pictures follow their prompt's brightness and their noise; row 0 is the empty prompt."""
 
+    guidance_kind = "cfg"
     table = {"shift": torch.tensor([0.0, *(SHIFT[prompt] for prompt in PROMPTS)])}
 
     def denoise(self, latents, timestep, conditioning):

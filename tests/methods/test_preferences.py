@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lessons import Workbench
 
 from rlr_core.config import MethodConfig
-from rlr_core.diffusion.losses import CLEAN
+from rlr_core.diffusion.losses import Slopes
 from rlr_core.errors import UserError
 from rlr_core.methods import method_class
 from rlr_core.methods.dpo import best_and_worst
@@ -79,7 +79,7 @@ def test_fixed_point_of_dpo_is_the_rewards_tilt():
     won = torch.tensor([torch.sigmoid(rewards[i] - rewards[j]) for i, j in orders]).repeat_interleave(2)
     values = torch.tensor([1.0, -1.0]).repeat(len(orders))
     for _ in range(20_000):
-        seen = Seen(output[rows], target[rows], output[rows], base[rows], values, CLEAN, 1.0)
+        seen = Seen(output[rows], target[rows], output[rows], base[rows], values, Slopes(1.0, 1.0))
         kappa, *_ = dpo.coefficients(seen)
         u = -(kappa * won)[:, None, None, None] * (output[rows] - target[rows])
         output = output.index_add(0, rows, u, alpha=0.05)
@@ -152,7 +152,7 @@ def test_p_graft_trains_and_uses_the_adapter_above_its_state_only(tiny_model, at
 
 def test_p_graft_refuses_a_range_below_its_state(sd):
     with pytest.raises(UserError, match="accept_at"):
-        Workbench(sd).method("p_graft", accept_at=0.5, noise_range=[0.0, 0.3])
+        Workbench(sd).method("p_graft", accept_at=0.75, most_noise=0.3)
 
 
 def test_graft_can_sample_from_the_base_model(tiny_model):

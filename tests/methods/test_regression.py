@@ -12,8 +12,8 @@ from lessons import Workbench
 from rlr_core.diffusion import losses
 from rlr_core.errors import UserError
 
-ONE_LEVEL = {"noise_levels": 1, "inner_steps": 1, "noise_range": [0.1, 0.3]}
-"""One evaluation an update, where sigma / alpha is below 1."""
+ONE_LEVEL = {"noise_levels": 1, "inner_steps": 1, "least_noise": 0.2, "most_noise": 0.6}
+"""One evaluation an update, away from pure noise, where weights are cut off."""
 
 
 class Recorder:
@@ -56,8 +56,13 @@ class Published:
             return self.x - self.level.sigma * v
         return (self.x - self.level.sigma * v) / self.level.alpha
 
+    def distance(self, a, b):
+        """Mean square distance of two outputs, told as velocities: v = eps / alpha - ... of x_t."""
+        slope = 1 if self.flow else 1 / self.level.alpha
+        return (slope * (a - b)).square().mean((1, 2, 3))
+
     def error(self, v):
-        return (v - self.target).square().mean((1, 2, 3))
+        return self.distance(v, self.target)
 
 
 def standardized(rewards, groups):
@@ -160,7 +165,7 @@ def test_pulls_to_the_base_are_the_gradients_of_their_losses(tiny_model):
     def loss(p):
         ratio = p.v.flatten(1).norm(dim=1) / p.base.flatten(1).norm(dim=1)
         guard = F.relu(ratio - 1.05).square().mean()
-        pull = (p.v - p.base).square().mean()
+        pull = p.distance(p.v, p.base).mean()
         return awm_loss(p, rewards, groups, 1.0) + 0.7 * pull + 0.3 * guard
 
     check(bench, method, samples, loss)
@@ -278,9 +283,39 @@ def test_target_makes_the_picture_that_was_noised(prediction, angle):
     noised = losses.add_noise(x0, losses.CLEAN, level, z)
     assert torch.allclose(noised.latents, alpha * x0 + sigma * z)
     assert noised.weight == pytest.approx(1)
-    slopes = losses.picture(prediction, level)
-    found = slopes.of_latents * noised.latents + slopes.of_output * losses.target(prediction, noised, level)
+    output = losses.target(prediction, noised, level)
+    x = noised.latents
+    found = {
+        "epsilon": lambda: (x - sigma * output) / alpha,
+        "v_prediction": lambda: alpha * x - sigma * output,
+        "flow": lambda: x - sigma * output,
+        "sample": lambda: output,
+    }[prediction]()
     assert torch.allclose(found, x0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_slopes_tell_every_output_as_the_same_velocity(prediction):
+    alpha, sigma = 0.6, 0.8
+    level = losses.NoiseLevel(0.0, alpha, sigma)
+    x, v = 0.3, 0.7
+    pictures = [alpha * x - sigma * (v + d) for d in (0.0, 0.01)]
+    outputs = {
+        "epsilon": [(x - alpha * x0) / sigma for x0 in pictures],
+        "v_prediction": [v, v + 0.01],
+        "sample": pictures,
+    }[prediction]
+    slopes = losses.slopes(prediction, level)
+    assert abs(outputs[1] - outputs[0]) * slopes.velocity == pytest.approx(0.01)
+    assert abs(pictures[1] - pictures[0]) == pytest.approx(0.01 * slopes.x0)
+
+
+def test_slopes_of_a_flow_model_are_its_own():
+    assert losses.slopes("flow", losses.NoiseLevel(0.0, 0.3, 0.7)) == (1.0, pytest.approx(0.7))
+
+
+def test_slope_is_cut_off_near_pure_noise():
+    assert losses.slopes("epsilon", losses.NoiseLevel(0.0, 1e-3, 1.0)).velocity == losses.LARGEST_SLOPE
 
 
 @pytest.mark.parametrize("start, levels", [(0.3, (0.35, 0.6, 0.97)), (0.7, (0.75, 0.95))])
@@ -336,7 +371,9 @@ def test_noise_levels_are_spread_over_their_law(tiny_model):
     import numpy as np
 
     bench = Workbench(tiny_model, steps=5)
-    uniform = sorted(bench.method("nft", noise_range=[0.2, 0.7])._shares(50, np.random.default_rng(0)))
+    uniform = sorted(
+        bench.method("nft", least_noise=0.2, most_noise=0.7)._shares(50, np.random.default_rng(0))
+    )
     assert all(0.2 + 0.01 * i <= share <= 0.2 + 0.01 * (i + 1) for i, share in enumerate(uniform))
     of_sampler = bench.method("nft", noise_law="sampler")._shares(10, np.random.default_rng(0))
     steps = [bench.chain.share(t) for t in range(1, 6)]

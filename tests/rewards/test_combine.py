@@ -180,3 +180,38 @@ def test_a_running_mean_forgets_what_is_long_past():
         running.commit()
     assert running.mean == pytest.approx(10, abs=0.1)
     assert running.std == pytest.approx(1, abs=0.3)
+
+
+def test_deviation_within_prompts_is_that_around_each_prompts_mean():
+    """A part that differs between prompts alone does not hide what differs within them (GDPO)."""
+    rng = torch.Generator().manual_seed(0)
+    prompts = [f"prompt {number}" for number in range(50) for _ in range(4)]
+    easy = torch.arange(50).repeat_interleave(4) * 10.0 + 0.1 * torch.randn(200, generator=rng)
+    within, over_all = Running(within_prompts=True), Running()
+    for running in (within, over_all):
+        for part in torch.arange(200).split(7):  # micro-batches cut through prompts
+            running.observe(easy[part], [prompts[i] for i in part.tolist()])
+        running.commit()
+    exact = easy.view(50, 4).double().var(1).mean() ** 0.5
+    assert within.std == pytest.approx(float(exact), rel=1e-6)
+    assert over_all.std > 100
+    restored = Running(within_prompts=True)
+    restored.restore(within.state())
+    for running in (within, restored):
+        running.observe(torch.tensor([0.0, 4.0]), ["a", "a"])
+        running.commit()
+    assert restored.std == within.std
+
+
+def test_combine_can_normalize_within_prompts():
+    def between(images, prompts):
+        return torch.tensor([100.0 * ("b" in prompt) for prompt in prompts]) + images[:, 0, 0, 0]
+
+    reward = load_reward("combine", rewards=[between], within_prompts=True)
+    images = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    prompts = ["a"] * 4 + ["b"] * 4
+    reward(images, prompts)
+    reward.after_update()
+    scores = reward(images, prompts)
+    inside = torch.stack([part - part.mean() for part in scores.split(4)])
+    assert float(inside.square().sum() / 6) == pytest.approx(1, rel=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from rlr_core.config import EvaluationConfig, LoraConfig, SamplerConfig, TrainConfig
 from rlr_core.diffusion.models.loading import load_model
@@ -48,6 +49,39 @@ def test_a_run_that_does_not_fit_is_refused_with_settings_that_would(make):
         check_memory(parts, free)
     parts.config.micro_batch = 2
     assert check_memory(parts, free) == need
+
+
+def test_a_family_that_can_make_room_is_asked_for_what_is_missing_before_a_run_is_refused(make, monkeypatch):
+    parts = make(micro_batch=4)
+    need = measure(parts)
+    needed, asked = need.total(4, 1), []
+
+    def make_room(missing: int) -> int:
+        asked.append(missing)
+        return missing
+
+    monkeypatch.setattr(parts.model, "make_room", make_room)
+    assert check_memory(parts, int(needed) - 1000) == need
+    assert len(asked) == 1 and 1000 <= asked[0] <= 1002
+
+
+def test_where_measuring_runs_out_of_memory_room_is_made_once_and_it_is_tried_again(make, monkeypatch):
+    parts, found, tries = make(), [], []
+    need = measure(parts)
+
+    def measure_once_more(parts: Parts) -> Need:
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("no")
+        return need
+
+    monkeypatch.setattr("rlr_core.training.preflight.measure", measure_once_more)
+    monkeypatch.setattr(parts.model, "make_room", lambda missing: found.append(missing) or missing)
+    assert check_memory(parts, 10 * GIB) == need and found == [10 * GIB]
+    tries.clear()
+    monkeypatch.setattr(parts.model, "make_room", lambda missing: 0)
+    with pytest.raises(UserError, match="Not even one picture"):
+        check_memory(parts, 10 * GIB)
 
 
 def test_where_one_picture_is_too_much_checkpointing_comes_first_and_size_last(make):

@@ -139,6 +139,13 @@ class DiffusionModel(ABC):
         """Take `missing` bytes of weights off the device, where a family can work so; how many it took."""
         return 0
 
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Latents [B, ...] of pictures [B, 3, H, W] in [0, 1], without a graph: what `decode` turns back.
+
+        Raises UserError for a family that cannot, which is one that never learns from given pictures.
+        """
+        raise UserError(f"{self.name} cannot learn from given pictures: its family has no encoder here.")
+
     def gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute activations inside a step instead of keeping them."""
         verb = "enable" if enabled else "disable"

@@ -210,6 +210,12 @@ class StableDiffusion(DiffusionModel):
         pixels = self.vae.decode(latents, return_dict=False)[0]  # nominally in [-1, 1]
         return pixels.float() / 2 + 0.5
 
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """The mean of the autoencoder's latents [B, 4, h, w] for pictures [B, 3, 8 h, 8 w]."""
+        pixels = (pictures * 2 - 1).to(self.vae.device, self.vae.dtype)
+        return self.vae.encode(pixels).latent_dist.mode().float() * self.vae.config.scaling_factor
+
     # --- LoRA files ---
 
     def lora_key(self, layer: str, layout: str) -> str:

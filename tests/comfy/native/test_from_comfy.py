@@ -53,7 +53,7 @@ def test_training_gives_every_output_and_a_model_to_sample_with(run, from_comfy,
         "RLR_Train", run_name=f"native-{name}", model=model, **around, **TRAIN
     )
     assert lora.metadata["rlr_steps"] == "2" and len(losses["loss"]) == 2
-    assert before_after.shape[0] == 1 and before_after.std() > 0
+    assert before_after.shape[0] == (5 if name == "wan21" else 1) and before_after.std() > 0
     assert trained.lora == f"{folder}/lora.safetensors" and trained.model is sockets.model
     assert len(patched.patches) == sum(key.endswith(("lora_up.weight", "lora_B.weight")) for key in lora)
 
@@ -159,3 +159,22 @@ def test_cfg_on_a_distilled_model_is_not_used_and_said(run, from_comfy, around, 
     assert any("distilled" in line and "5" in line for line in said)
     without = run("RLR_Train", run_name="native-plain", model=model, **around, **TRAIN | {"guidance": 1.0})[0]
     assert all(torch.equal(without[key], lora[key]) for key in without)
+
+
+def test_a_videos_run_leaves_animations_that_the_live_view_plays(run, from_comfy, around):
+    import base64
+    import io
+    from pathlib import Path
+
+    from comfy_process import MODULE
+    from PIL import Image
+
+    folder = run("RLR_Train", run_name="native-moving", model=from_comfy("wan21"), **around, **TRAIN)[4]
+    live = importlib.import_module(f"{MODULE}.nodes.live")
+    view = next(view for view in live.known_runs() if view["run"] == Path(folder).name)
+    for sample in view["samples"]:
+        kind, data = sample["image"].split(",")
+        with Image.open(io.BytesIO(base64.b64decode(data))) as animation:
+            assert kind.startswith("data:image/webp") and animation.n_frames == 5
+    with Image.open(Path(folder) / "before_after.webp") as animation:
+        assert animation.n_frames == 5

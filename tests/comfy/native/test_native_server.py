@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
+from pathlib import Path
 
 import pytest
 from comfy_process import comfyui
 from comfy_server import ComfyServer, changed, make_base
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 TRAIN = {
     "steps": 3,
     "batch": 4,
@@ -21,6 +24,7 @@ TRAIN = {
     "evaluation_samples": 4,
     "micro_batch": 4,
     "decode_batch": 4,
+    "stop_when_judge_drops": False,
     "run_name": "native",
 }
 
@@ -31,24 +35,26 @@ def graph() -> dict:
     def node(kind: str, **inputs) -> dict:
         return {"class_type": kind, "inputs": inputs}
 
+    like = json.loads((GOLDEN / "rlr-sdxl.json").read_text(encoding="utf-8"))
+    sources = {"model": ["1", 0], "clip": ["2", 0], "vae": ["3", 0], "latent": ["4", 0]}
+    train = like["9"]["inputs"] | TRAIN | {"model": ["5", 0], "prompts": ["6", 0], "reward": ["7", 0]}
+    del train["judge"]
     return {
         "1": node("UNETLoader", unet_name="thin.safetensors", weight_dtype="default"),
         "2": node("CLIPLoader", clip_name="clip_l.safetensors", type="stable_diffusion"),
         "3": node("VAELoader", vae_name="vae.safetensors"),
         "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
-        "5": node(
-            "RLR_FromComfy", model=["1", 0], clip=["2", 0], vae=["3", 0], latent=["4", 0], scheduler="normal"
-        ),
+        "5": node("RLR_FromComfy", **sources, scheduler="normal", guidance_kind="auto"),
         "6": node(
             "RLR_Prompts", file="none: the text below", text="a red circle\na cat\na dog", held_out=0.35
         ),
-        "7": node("RLR_Reward", reward="brightness"),
-        "8": node("RLR_Train", model=["5", 0], prompts=["6", 0], reward=["7", 0], **TRAIN),
+        "7": node("RLR_Reward", **like["7"]["inputs"] | {"reward": "brightness"}),
+        "8": node("RLR_Train", **train),
         "9": node("CLIPTextEncode", clip=["2", 0], text="a cat"),
         "10": sampler(["8", 6]),
         "11": node("VAEDecode", samples=["10", 0], vae=["3", 0]),
         "12": node("SaveImage", images=["11", 0], filename_prefix="patched"),
-        "13": node("RLR_SaveLoRA", lora=["8", 0], name="native"),
+        "13": node("RLR_SaveLoRA", lora=["8", 0], name="native", if_exists="keep both"),
     }
 
 
@@ -164,8 +170,6 @@ def test_cancelled_ten_times_it_ends_like_an_uncancelled_run(server, base):
 
 
 def test_a_wrong_graph_says_so_in_one_sentence(server):
-    import json
-
     prompt = graph()
     prompt["5"]["inputs"]["model"] = ["15", 0]
     prompt["15"] = {"class_type": "RescaleCFG", "inputs": {"model": ["1", 0], "multiplier": 0.7}}
