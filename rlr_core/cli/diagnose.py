@@ -11,7 +11,7 @@ from rlr_core.cli.tables import table
 from rlr_core.config.validate import refuse_python_objects
 from rlr_core.training.check import check_config
 
-DIAGNOSE = """Measure the gradient of every method that estimates one, at fixed weights: how noisy an update is,
+DIAGNOSE = """Measure the gradient of every method that estimates one, at fixed weights: how noisy it is,
 whether its mean is the true gradient, and what it costs. The truth is back-propagation through every step,
 so the reward must be differentiable.
 
