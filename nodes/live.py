@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlr_core.training.events import Event
+from rlr_core.training.events import PHASES, Event
 from rlr_core.training.results import decimated
 from rlr_core.training.run_folder import read_metrics
 
@@ -84,7 +84,8 @@ class Live:
     def _on_progress(self, data: Mapping[str, Any]) -> None:
         if time.monotonic() - self._last_sent < PAUSE:
             return
-        self._tell(phase=data["phase"], done=data["done"], total=data["total"])
+        phase = PHASES.get(data["phase"], data["phase"])
+        self._tell(phase=phase, done=data["done"], total=data["total"])
         self.progress.show(self.view["step"])
 
     def _on_update(self, data: Mapping[str, Any]) -> None:

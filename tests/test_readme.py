@@ -113,6 +113,17 @@ def test_every_node_and_workflow_is_named_once():
     assert set(re.findall(r"`(rlr-[a-z0-9-]+)`", README)) == workflows
 
 
+def test_the_comparison_says_of_us_what_is_so():
+    from rlr_core.config import EvaluationConfig
+
+    (table,) = re.findall(r"^\| \| ComfyUI-RLR \|.*?\n\n", README, re.DOTALL | re.MULTILINE)
+    ours = {row.split(" | ")[0].strip("| "): row.split(" | ")[1] for row in table.strip().splitlines()[2:]}
+    assert all(len(row.split(" | ")) == 7 for row in table.strip().splitlines() if "---" not in row)
+    assert (ours["Reward from a server of your own"] == "yes") == ("http" in REWARDS)
+    assert ours["Learns from finished pictures"].startswith("DiffusionNFT") == ("nft" in METHODS)
+    assert "stop_when_judge_drops" in EvaluationConfig.model_fields
+
+
 def test_flags_named_in_the_text_exist():
     commands = cli.make_parser()._subparsers._group_actions[0].choices.values()
     known = {flag for command in commands for flag in command._option_string_actions}

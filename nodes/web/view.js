@@ -135,7 +135,7 @@ function sentence(state) {
   const place = `update ${state.step} of ${state.steps}`;
   if (state.state === "failed" || state.state === "cancelled") return `${place}: ${state.message}`;
   if (state.state === "finished") return `${state.run}: ${place}. ${state.message || "Finished."}`;
-  const within = state.phase ? ` · ${state.phase}${state.total ? ` ${state.done}/${state.total}` : ""}` : "";
+  const within = state.phase ? ` · ${state.phase}${state.total ? ` ${state.done} of ${state.total}` : ""}` : "";
   return `${place}${within}${state.message ? ` · ${state.message}` : ""}`;
 }
 

@@ -1,4 +1,4 @@
-"""`rlr diagnose`: noise, bias and cost of every method's gradient on a model and a reward of yours."""
+"""`rlr diagnose`: noise, bias and cost of the methods' gradients on a model and a reward of yours."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rlr_core.cli.tables import table
 from rlr_core.config.validate import refuse_python_objects
 from rlr_core.training.check import check_config
 
-DIAGNOSE = """Measure each method's gradient at fixed weights: how noisy one update is, whether its mean is
-the true gradient, and what it costs. The truth is back-propagation through every step, so the reward must
-be differentiable.
+DIAGNOSE = """Measure the gradient of every method that estimates one, at fixed weights: how noisy it is,
+whether its mean is the true gradient, and what it costs. The truth is back-propagation through every step,
+so the reward must be differentiable.
 
   rlr diagnose                                    the built-in model
   rlr diagnose --model sd15.safetensors --reward aesthetic --prompts p.txt batch=8 --updates 16"""
 
 
 def add_diagnose(commands: Any) -> None:
-    parser = commands.add_parser("diagnose", help="noise, bias and cost of every method's gradient",
+    parser = commands.add_parser("diagnose", help="noise, bias and cost of the methods' gradients",
                                  description=DIAGNOSE)  # fmt: skip
     add_settings(parser, "model", "reward", "prompts", "seed", "device", "dtype")
     parser.add_argument("--updates", type=int, default=24, metavar="N", help="estimates of each method")

@@ -55,6 +55,9 @@ def make_parser() -> Parser:
         command.allow_abbrev = False
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show tracebacks and warnings of libraries")
+        for action in command._actions:  # some of the texts are a setting's own, which are sentences
+            if action.help:
+                action.help = f"{action.help[0].upper()}{action.help[1:].rstrip('.')}."
     return parser
 
 

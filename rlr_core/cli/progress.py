@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from rlr_core.training.events import Event
+from rlr_core.training.events import PHASES, Event
 
 LINES = 20  # lines of a whole run where there is no terminal
 
@@ -57,7 +57,8 @@ class Progress:
 
     def _progress(self, data: dict[str, Any]) -> None:
         if self.bar is not None:
-            self.bar.set_description_str(f"{data['phase']} {data['done']}/{data['total']}")
+            phase = PHASES.get(data["phase"], data["phase"])
+            self.bar.set_description_str(f"{phase} {data['done']} of {data['total']}")
 
     def _warning(self, data: dict[str, Any]) -> None:
         if data["message"] not in self.warned:

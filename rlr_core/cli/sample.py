@@ -56,7 +56,9 @@ def add_evaluate(commands: Any) -> None:
 
 def _add_lora(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", metavar="FILE", help="a LoRA to apply")
-    parser.add_argument("--strength", metavar="X", type=float, default=1.0, help="of the LoRA; 1 as trained")
+    parser.add_argument(
+        "--strength", metavar="X", type=float, default=1.0, help="strength of the LoRA; 1 as trained"
+    )
 
 
 def sample(args: argparse.Namespace) -> int:

@@ -19,7 +19,11 @@ def add_score(commands: Any) -> None:
     parser = commands.add_parser("score", help="score pictures by rewards", description=SCORE)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, a folder or a glob")
     parser.add_argument(
-        "--reward", action="append", metavar="NAME", required=True, help="may be repeated; rlr list rewards"
+        "--reward",
+        action="append",
+        metavar="NAME",
+        required=True,
+        help="a row of `rlr list rewards`; may be repeated",
     )
     parser.add_argument("--prompt", metavar="TEXT", default="", help="what the pictures should show")
     parser.add_argument(
@@ -30,7 +34,9 @@ def add_score(commands: Any) -> None:
         help="an option of the reward; with several rewards, NAME.KEY=VALUE",
     )
     parser.add_argument("--csv", metavar="FILE", help="also write the scores at full precision")
-    parser.add_argument("--device", metavar="NAME", help="cuda, cpu, ...; the best one here unless given")
+    parser.add_argument(
+        "--device", metavar="NAME", help="device, such as cuda or cpu; the best one here unless given"
+    )
     parser.set_defaults(run=score)
 
 

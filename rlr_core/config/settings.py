@@ -369,15 +369,15 @@ class EvaluationConfig(Settings):
 class TrainConfig(Settings):
     """A whole run. `rlr train run.yaml key=value ...` sets any field; those of a group with dots."""
 
-    model: str = setting("demo", "demo, a diffusers folder, or a checkpoint file.")
+    model: str = setting("demo", "A diffusers folder, a checkpoint file, or demo.")
     dtype: str | None = setting(
         None, "Type of the frozen weights: bf16, fp16 or fp32.", unset="what suits the device"
     )
-    device: str | None = setting(None, "cuda, cpu, ...", unset="the best one here", in_state=False)
+    device: str | None = setting(None, "Such as cuda or cpu.", unset="the best one here", in_state=False)
     reward: str = setting("demo", "What is maximized; a row of `rlr list rewards`.")
     reward_options: dict[str, Any] = setting({}, "Options of the reward, such as weights.")
     prompts: Any = setting(
-        None, "A list of prompts, a file with one a line, or a list of lists of stages, coarse to fine."
+        None, "A list of prompts, a file with one a line, or lists of stages, coarse to fine."
     )
     steps: int = setting(
         100, "Updates. Raise it later to go on with a finished run.", in_state=False, ge=1, le=10_000_000

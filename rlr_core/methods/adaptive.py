@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlr_core.gradients.plan import Plan, draw_depths, survival
-from rlr_core.methods.base import Setting, WalkMethod
+from rlr_core.methods.base import PlanInputs, WalkMethod
 
 
 class Adaptive(WalkMethod):
@@ -23,7 +23,7 @@ class Adaptive(WalkMethod):
     calibrates = True
 
     @staticmethod
-    def plan(setting: Setting) -> Plan:
+    def plan(setting: PlanInputs) -> Plan:
         s = setting
         lam = s.running.lam() if s.pathwise else 0.0
         plan = Plan.everywhere(s.T, s.batch, lam).with_deterministic_steps(s.sigmas)

@@ -88,7 +88,7 @@ class Method(ABC):
 
 
 @dataclass
-class Setting:
+class PlanInputs:
     """What a plan is made from."""
 
     sigmas: list[float]
@@ -139,7 +139,7 @@ class WalkMethod(Method):
 
     @staticmethod
     @abstractmethod
-    def plan(setting: Setting) -> Plan:
+    def plan(setting: PlanInputs) -> Plan:
         """Which steps are visited, with what weight, how cotangents are mixed, what is perturbed."""
 
     @classmethod
@@ -168,7 +168,7 @@ class WalkMethod(Method):
     def collect(self, batch: Batch, step: int) -> Rollouts | Pending:
         groups = self.estimator.perturbation_groups(batch.size)
         rng = stream(self.problem.seed, "plan", step)
-        setting = Setting(
+        setting = PlanInputs(
             self.estimator.sigmas,
             batch.size,
             groups,

@@ -13,7 +13,7 @@ from rlr_core.errors import UserError
 from rlr_core.gradients.backward import Signals, backward
 from rlr_core.gradients.plan import Plan
 from rlr_core.gradients.samples import Batch, GradientEstimate, Rollout, Rollouts
-from rlr_core.methods.base import Setting, WalkMethod
+from rlr_core.methods.base import PlanInputs, WalkMethod
 from rlr_core.methods.dpo import best_and_worst, check_pairs
 
 
@@ -40,7 +40,7 @@ class D3po(WalkMethod):
             )
 
     @staticmethod
-    def plan(setting: Setting) -> Plan:
+    def plan(setting: PlanInputs) -> Plan:
         return Plan.empty(setting.T, setting.batch)
 
     def collect(self, batch: Batch, step: int) -> Rollouts | Pending:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlr_core.gradients.plan import Plan
-from rlr_core.methods.base import Setting, WalkMethod
+from rlr_core.methods.base import PlanInputs, WalkMethod
 
 
 class Full(WalkMethod):
@@ -15,5 +15,5 @@ class Full(WalkMethod):
     needs_gradient = "needed"
 
     @staticmethod
-    def plan(setting: Setting) -> Plan:
+    def plan(setting: PlanInputs) -> Plan:
         return Plan.everywhere(setting.T, setting.batch, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlr_core.gradients.plan import Plan
-from rlr_core.methods.base import Setting, WalkMethod
+from rlr_core.methods.base import PlanInputs, WalkMethod
 
 
 class LikelihoodRatio(WalkMethod):
@@ -17,5 +17,5 @@ class LikelihoodRatio(WalkMethod):
     needs_baseline = True
 
     @staticmethod
-    def plan(setting: Setting) -> Plan:
+    def plan(setting: PlanInputs) -> Plan:
         return Plan.everywhere(setting.T, setting.batch, 0.0).with_deterministic_steps(setting.sigmas)

@@ -8,7 +8,7 @@ import torch
 from rlr_core.config import MethodConfig, SamplerConfig
 from rlr_core.errors import UserError
 from rlr_core.gradients.plan import Plan, draw_starts
-from rlr_core.methods.base import Setting, WalkMethod
+from rlr_core.methods.base import PlanInputs, WalkMethod
 
 
 class Rlr(WalkMethod):
@@ -44,7 +44,7 @@ class Rlr(WalkMethod):
         return options.remainder == "zeroth_order"
 
     @staticmethod
-    def plan(setting: Setting) -> Plan:
+    def plan(setting: PlanInputs) -> Plan:
         s, h, remainder = setting, setting.options.window, setting.options.remainder
         steps = s.steps
         noisy = [t for t in range(2, s.T - h + 2) if s.sigmas[t - 1] > 0]
@@ -78,7 +78,7 @@ class Rlr(WalkMethod):
         return plan.with_deterministic_steps(s.sigmas)
 
 
-def _tiles(setting: Setting, h: int) -> list[tuple[int, int]]:
+def _tiles(setting: PlanInputs, h: int) -> list[tuple[int, int]]:
     """Windows (first step, one past the last) that tile 2..T from the first noisy step on.
 
     Each starts at a step with noise, so that it can be seeded there, and has h steps or a few more.

@@ -8,7 +8,7 @@ import torch
 from rlr_core.config import MethodConfig, SamplerConfig
 from rlr_core.errors import UserError
 from rlr_core.gradients.plan import Plan
-from rlr_core.methods.base import Setting, WalkMethod
+from rlr_core.methods.base import PlanInputs, WalkMethod
 
 
 class Truncated(WalkMethod):
@@ -31,7 +31,7 @@ class Truncated(WalkMethod):
             )
 
     @staticmethod
-    def plan(setting: Setting) -> Plan:
+    def plan(setting: PlanInputs) -> Plan:
         plan = Plan.everywhere(setting.T, setting.batch, 1.0)
         depths = np.full(setting.batch, setting.options.depth)
         if setting.options.random_depth:

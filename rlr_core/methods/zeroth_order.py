@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlr_core.config import MethodConfig, SamplerConfig
 from rlr_core.errors import UserError
 from rlr_core.gradients.plan import Plan
-from rlr_core.methods.base import Setting, WalkMethod
+from rlr_core.methods.base import PlanInputs, WalkMethod
 
 
 class ZerothOrder(WalkMethod):
@@ -29,7 +29,7 @@ class ZerothOrder(WalkMethod):
         return True
 
     @staticmethod
-    def plan(setting: Setting) -> Plan:
+    def plan(setting: PlanInputs) -> Plan:
         plan = Plan.empty(setting.T, setting.batch)
         plan.perturbed[1:] = True
         return plan

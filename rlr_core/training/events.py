@@ -20,5 +20,13 @@ class Event:
     data: dict[str, Any] = field(default_factory=dict)
 
 
+PHASES = {
+    "rollout": "sampling",
+    "reward": "scoring",
+    "backward": "learning",
+    "evaluation": "evaluating",
+}
+"""Phase of a progress event -> what a person reads."""
+
 OnEvent = Callable[[Event], None]
 """Receives every event. What it raises stops the run, which saves its state first."""

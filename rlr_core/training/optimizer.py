@@ -17,7 +17,7 @@ GIVE_UP_AFTER = 5
 """Updates in a row whose gradient is not finite."""
 
 
-class Step(NamedTuple):
+class StepOutcome(NamedTuple):
     """What became of a gradient."""
 
     norm: float
@@ -57,14 +57,14 @@ class AdapterOptimizer:
             rate *= 0.5 * (1 - math.cos(math.pi * left))
         return rate
 
-    def step(self, gradient: Sequence[Tensor], step: int) -> Step:
+    def step(self, gradient: Sequence[Tensor], step: int) -> StepOutcome:
         """One optimizer step along `gradient`; one that is not finite is not taken."""
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradient))))
         value = float(norm)
         if not math.isfinite(value):
             self.skipped += 1
             self.skipped_in_a_row += 1
-            return Step(value, False)
+            return StepOutcome(value, False)
         self.skipped_in_a_row = 0
         limit = self.config.max_grad_norm
         scale = -min(1.0, limit / value) if limit and value > 0 else -1.0
@@ -75,7 +75,7 @@ class AdapterOptimizer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._update_ema()
-        return Step(value, True)
+        return StepOutcome(value, True)
 
     def check_not_stuck(self) -> None:
         """Raise UserError when too many steps in a row were not taken."""

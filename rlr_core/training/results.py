@@ -48,9 +48,9 @@ class Results:
         lines = [f"{self.folder.name}: {self.step} of {steps} updates, {self.reason or 'not finished'}"]
         lines.append(f"model {Path(self.config.model).name}, method {self.config.method.name}")
         judge = self.config.evaluation.judge
-        watched = [("reward/held_out", f"reward {self.config.reward} on held-out prompts")]
-        watched += [("judge/mean", f"judge {judge}")] if judge else []
-        for key, name in watched:
+        scored = [("reward/held_out", f"reward {self.config.reward} on held-out prompts")]
+        scored += [("judge/mean", f"judge {judge}")] if judge else []
+        for key, name in scored:
             values = [row[key] for row in self.metrics if row.get(key) is not None]
             if values:
                 lines.append(f"{name}: {values[0]:.4g} before, {values[-1]:.4g} now")
@@ -100,9 +100,9 @@ def decimated(rows: Sequence[Mapping[str, Any]], most: int, keep: str = "judge/m
     """At most about `most` rows: evenly taken, first and last kept, and those that have `keep`."""
     if len(rows) <= most:
         return [dict(row) for row in rows]
-    watched = [i for i, row in enumerate(rows) if row.get(keep) is not None][-most // 2 :]
-    stride = math.ceil(len(rows) / max(1, most - len(watched)))
-    chosen = sorted({*range(0, len(rows), stride), *watched, len(rows) - 1})
+    scored = [i for i, row in enumerate(rows) if row.get(keep) is not None][-most // 2 :]
+    stride = math.ceil(len(rows) / max(1, most - len(scored)))
+    chosen = sorted({*range(0, len(rows), stride), *scored, len(rows) - 1})
     return [dict(rows[i]) for i in chosen]
 
 

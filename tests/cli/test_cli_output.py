@@ -54,7 +54,7 @@ def test_in_a_terminal_progress_is_a_bar_with_the_same_figures():
     bar = follow(Terminal(), 40)
     assert "40/40 |################|" in bar
     assert "reward 0.250" in bar and "judge 0.750 [0.700, 0.800]" in bar and "40 evaluations/s" in bar
-    assert "backward 0/2" in bar
+    assert "learning 0 of 2" in bar
     assert bar.count("Warning: the reward is constant") == 1
 
 

@@ -25,6 +25,7 @@ TRAIN = {
     "micro_batch": 4,
     "decode_batch": 4,
     "stop_when_judge_drops": False,
+    "learning_rate": 1e-2,
     "run_name": "native",
 }
 
