@@ -21,9 +21,9 @@ class Awm(Row):
     def lesson(self, samples: Samples, inner: int) -> Lesson:
         return self.whole_batch(samples, self.standardized_advantages(samples))
 
-    def coefficients(self, seen: Seen) -> tuple[Tensor, None, None]:
+    def coefficients(self, seen: Seen) -> tuple[Tensor, None]:
         advantage, clip = seen.values, self.options.clip_range
         rho = (seen.loss(seen.old) - seen.loss(seen.output)).clamp(-20, 20).exp()
         cut = ((advantage > 0) & (rho > 1 + clip)) | ((advantage < 0) & (rho < 1 - clip))
         kappa = 2 * advantage * rho / seen.elements
-        return torch.where(cut, torch.zeros_like(kappa), kappa), None, None
+        return torch.where(cut, torch.zeros_like(kappa), kappa), None

@@ -82,14 +82,14 @@ class Dpo(Row):
             unit=2,
         )
 
-    def coefficients(self, seen: Seen) -> tuple[Tensor, None, None]:
+    def coefficients(self, seen: Seen) -> tuple[Tensor, None]:
         assert seen.base is not None, "the base model's output is asked for"
         beta = self.options.dpo_beta
         gain = seen.loss(seen.output) - seen.loss(seen.base)
         margin = gain[0::2] - gain[1::2]
         pull = (beta * torch.sigmoid(beta / 2 * margin)).repeat_interleave(2)
         # a mean over rows is half of the mean over pairs
-        return 2 * seen.values * pull / seen.elements, None, None
+        return 2 * seen.values * pull / seen.elements, None
 
 
 def _numbers(prompts: list[str], known: Sequence[str], path: str | None) -> Tensor:

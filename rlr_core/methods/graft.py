@@ -57,13 +57,13 @@ class Graft(Row):
             chosen = rng.permutation(len(self.buffer))[: samples.batch.size]
             rows = torch.from_numpy(chosen.copy())
             assert self.problem.conditioning is not None, "refused when the method was made"
-            if len(rows):
+            if len(rows) and self.buffer.latents is not None:
                 latents, prompts = self.buffer.latents[rows.to(latents.device)], self.buffer.prompts[rows]
                 conditioning, values = self.problem.conditioning(prompts), self.buffer.values[rows]
         return Lesson(latents, conditioning, values, blocks_of(prompts), torch.arange(len(prompts)))
 
-    def coefficients(self, seen: Seen) -> tuple[Tensor, None, None]:
-        return 2 * seen.values / seen.elements, None, None
+    def coefficients(self, seen: Seen) -> tuple[Tensor, None]:
+        return 2 * seen.values / seen.elements, None
 
     def _gradient(self, lesson: Lesson, step: int, inner: int) -> GradientEstimate:
         estimate = super()._gradient(lesson, step, inner)

@@ -29,7 +29,7 @@ class Nft(Row):
         share = 0.5 + self.standardized_advantages(samples) / (2 * LARGEST_ADVANTAGE)
         return self.whole_batch(samples, share.clamp(0, 1))
 
-    def coefficients(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
+    def coefficients(self, seen: Seen) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         beta = self.options.nft_beta
         step = beta * (seen.output - seen.old)
         to_x0 = seen.slopes.x0 * seen.slopes.velocity
@@ -37,7 +37,8 @@ class Nft(Row):
         negative = _mean_error(to_x0 * (seen.old - step - seen.target))
         good, bad = seen.values / positive, (1 - seen.values) / negative
         scale = 2 * seen.slopes.x0**2 / seen.elements
-        return scale * (good - bad), scale * (beta * (good + bad) - (good - bad)), seen.old
+        lam = scale * (beta * (good + bad) - (good - bad))
+        return scale * (good - bad), (lam, seen.old)
 
 
 def _mean_error(difference: Tensor) -> Tensor:

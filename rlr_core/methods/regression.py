@@ -104,8 +104,8 @@ class Row(Method):
         """What optimizer step `inner` of the update learns from, the same on every process."""
 
     @abstractmethod
-    def coefficients(self, seen: Seen) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """kappa [n], and lambda [n] with its anchor [n, ...], or None for both. The anchor is an output."""
+    def coefficients(self, seen: Seen) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """kappa [n], and lambda [n] with its anchor, an output [n, ...], where there is one."""
 
     # --- sampling ---
 
@@ -186,7 +186,7 @@ class Row(Method):
             for time in range(times):
                 for index in self._chunks(lesson, lesson.blocks[block]):
                     noise = Noise(
-                        noise_seeds[lesson.noise[index].numpy()],
+                        noise_seeds[lesson.noise[index].numpy()].tolist(),
                         lesson.latents.shape[1:],
                         lesson.latents.device,
                     )
@@ -242,9 +242,10 @@ class Row(Method):
             lesson.values[index].to(now),
             losses.slopes(chain.model.prediction, level),
         )
-        kappa, lam, anchor = self.coefficients(seen)
+        kappa, held = self.coefficients(seen)
         u = -column(kappa * noised.weight, now) * (now - target)
-        if lam is not None:
+        if held is not None:
+            lam, anchor = held
             u = u - column(lam, now) * (now - anchor)
         square = seen.slopes.velocity**2
         u = square * u

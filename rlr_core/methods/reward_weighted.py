@@ -21,5 +21,5 @@ class RewardWeighted(Row):
         weights = torch.softmax(self.standardized_advantages(samples) / self.options.temperature, 0)
         return self.whole_batch(samples, weights * len(weights))
 
-    def coefficients(self, seen: Seen) -> tuple[Tensor, None, None]:
-        return 2 * seen.values / seen.elements, None, None
+    def coefficients(self, seen: Seen) -> tuple[Tensor, None]:
+        return 2 * seen.values / seen.elements, None
