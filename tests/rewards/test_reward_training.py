@@ -28,15 +28,18 @@ WEIGHTLESS = {
 }
 
 
-def gain(reward, tmp_path, steps: int = 16, **method):
+NOISY = SamplerConfig(steps=4, eta=1.0, guidance=1.0, last_step_noise=0.05)
+
+
+def gain(reward, tmp_path, steps=16, batch=8, sampler=NOISY, groups=1, rate=1e-2, **method):
     """Gain over standard errors, of held-out pictures of the same prompts and seeds."""
     base = demo_config(tmp_path / "run")
     config = base.replace(
-        steps=steps, batch=8, micro_batch=8, decode_batch=8, samples_per_prompt=1,
-        sampler=SamplerConfig(steps=4, eta=1.0, guidance=1.0, last_step_noise=0.05),
+        steps=steps, batch=batch, micro_batch=16, decode_batch=16, samples_per_prompt=groups,
+        sampler=sampler,
         method=MethodConfig(**{"name": "adaptive", "budget": 1.0} | method),
         lora=LoraConfig(rank=8, targets="all"),
-        optimizer=OptimizerConfig(learning_rate=1e-2, warmup=2),
+        optimizer=OptimizerConfig(learning_rate=rate, warmup=2),
         evaluation=EvaluationConfig(prompts=base.evaluation.prompts, samples=48, every=1000, batch=48),
     )  # fmt: skip
     result = train(load_model("demo"), reward, config)
@@ -50,10 +53,12 @@ def test_training_raises_a_reward_without_weights(name, tmp_path):
     assert gain(load_reward(name, **WEIGHTLESS[name]), tmp_path) > 3
 
 
-def test_training_raises_the_exact_jpeg_size_without_its_surrogate(tmp_path):
+def test_training_raises_the_exact_jpeg_size_without_any_gradient(tmp_path):
+    """By regression on finished pictures; the sampler's noise alone learns too little in so short a run."""
     reward = load_reward("jpeg_compressibility")
     assert not reward.differentiable
-    assert gain(reward, tmp_path, steps=40, surrogate=False) > 3
+    sampler = SamplerConfig(steps=4, eta=0.0, guidance=1.0)
+    assert gain(reward, tmp_path, steps=20, batch=16, sampler=sampler, groups=4, rate=2e-3, name="nft") > 3
 
 
 def test_training_raises_a_random_clip(tmp_path):
