@@ -292,7 +292,11 @@ class LoraConfig(Settings):
         "Train a LoRA on the text encoder too, in the same file, so that prompts change their meaning. Load "
         "it with a node that takes CLIP as well.",
     )
-    start_from: str | None = setting(None, "A LoRA file to start from.", unset="a new LoRA")
+    start_from: str | None = setting(
+        None,
+        "A LoRA file to start from, whose rank, alpha and layers are then the run's.",
+        unset="a new LoRA",
+    )
 
 
 class OptimizerConfig(Settings):

@@ -93,7 +93,7 @@ def _measure(
     chain = Chain(model, model.schedule(sampler), sampler.guidance)
     chain.on_evaluation = check
     shape = model.latent_shape(
-        sampler.height or model.default_size[0], sampler.width or model.default_size[1]
+        sampler.height or model.default_size[0], sampler.width or model.default_size[1], sampler.frames
     )
     return measures.evaluate(
         chain, rewards, [prompt.text for prompt in chosen], seeds, book.conditioning, shape,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlr_core.common.distributed import World
@@ -16,6 +17,7 @@ from rlr_core.diffusion.conditioning import PromptBook
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.evaluation.held_out import HeldOut
 from rlr_core.gradients.estimator import Problem
+from rlr_core.lora.apply import apply_lora
 from rlr_core.lora.attach import Adapter, attach
 from rlr_core.methods import method_class
 from rlr_core.methods.base import Method
@@ -74,12 +76,11 @@ def build(
 
     sampler = config.sampler
     height, width = sampler.height or model.default_size[0], sampler.width or model.default_size[1]
-    latent_shape = model.latent_shape(height, width)
+    latent_shape = model.latent_shape(height, width, sampler.frames)
     chain = Chain(model, model.schedule(sampler), sampler.guidance)
     chain.on_evaluation = interrupts.check
 
-    lora = config.lora
-    adapter = attach(model, lora.rank, lora.alpha, lora.targets, config.seed, lora.text_encoder)
+    adapter = _adapter(model, config)
     try:
         model.gradient_checkpointing(config.gradient_checkpointing)
         book, training, held_out = _prompts(config, model, reward, judge)  # encoded as the adapter wants them
@@ -142,6 +143,14 @@ def build(
         evaluator,
         interrupts,
     )
+
+
+def _adapter(model: DiffusionModel, config: TrainConfig) -> Adapter:
+    """A new adapter, or the one in the file that config.lora.start_from names."""
+    lora = config.lora
+    if lora.start_from is None:
+        return attach(model, lora.rank, lora.alpha, lora.targets, config.seed, lora.text_encoder)
+    return apply_lora(model, Path(lora.start_from).expanduser())
 
 
 def _loaded(reward: Any, name: str | None, options: dict[str, Any]) -> Reward:

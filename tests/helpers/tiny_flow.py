@@ -67,6 +67,8 @@ class TinyFlow(DiffusionModel):
         return {"letters": rows.to(self.device, self.dtype), "length": lengths.to(self.device, self.dtype)}
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        if frames != 1:
+            raise UserError(f"{self.name} makes pictures of one frame, not {frames}.")
         if (height, width) != self.default_size:
             raise UserError(f"{self.name} makes pictures of {self.default_size}, not {height} x {width}.")
         return (CHANNELS, SIDE, SIDE)

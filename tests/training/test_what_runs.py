@@ -109,3 +109,29 @@ def test_every_optimizer_step_of_an_update_has_its_norm_in_the_metrics(tmp_path)
     method = {"name": "ddpo", "inner_epochs": 3}
     row = train(TinyFlow(), redness, short(tmp_path / "run", method=method)).metrics[-1]
     assert row["gradient/norm"] > 0 and row["gradient/norm_inner"] > 0
+
+
+def test_a_run_starts_from_a_lora_file_and_ends_with_its_ranks(tmp_path):
+    first = train(TinyFlow(), redness, short(tmp_path / "first"))
+    file = first.lora.save(tmp_path / "first.safetensors")
+    lora = {"start_from": str(file), "rank": 7}
+    trainer = Trainer(TinyFlow(), redness, short(tmp_path / "second", lora=lora))
+    expected, begun = first.lora.adapter.state_dict(), trainer.parts.adapter.state_dict()
+    assert expected.keys() == begun.keys()
+    assert all(torch.equal(begun[name], tensor) for name, tensor in expected.items())
+    trainer.update()
+    assert any(
+        not torch.equal(begun[name], p) for name, p in trainer.parts.adapter.named_parameters().items()
+    )
+
+
+def test_a_lora_file_of_another_model_is_refused_and_leaves_the_model_alone(sd, tmp_path):
+    file = train(TinyFlow(), redness, short(tmp_path / "run")).lora.save(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="was made for another model"):
+        Trainer(sd, redness, short(tmp_path / "other", lora={"start_from": str(file)}))
+    assert not sd.has_adapter()
+
+
+def test_frames_are_asked_of_the_family(tmp_path):
+    with pytest.raises(UserError, match="makes pictures of one frame"):
+        Trainer(TinyFlow(), redness, short(tmp_path / "run", sampler={"frames": 5}))
