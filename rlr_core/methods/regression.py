@@ -114,7 +114,7 @@ class Row(Method):
         self.snapshot.follow(min(LAG_GROWTH * self.snapshot.updates, self.options.snapshot_decay))
         own = torch.as_tensor(list(self.world.slice(batch.size)), dtype=torch.long)
         chunks = own.split(self.problem.micro_batch)
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
         pending: Pending | None = None
         with self._sampling_policy():
             for done, index in enumerate(chunks):
@@ -126,12 +126,12 @@ class Row(Method):
                 except Pending as asked:
                     pending = asked
                     continue
-                found.append((index, kept, scores.reward.detach().double().cpu()))
+                parts.append((index, kept, scores.reward.detach().double().cpu()))
         if bool(self.world.sum(torch.tensor(float(pending is not None)))):
             return pending or Pending("Other processes wait for their scores.")
         rewards = torch.zeros(1, batch.size, dtype=torch.float64)
-        latents = torch.zeros(batch.size, *found[0][1].shape[1:], device=found[0][1].device)
-        for index, kept, reward in found:
+        latents = torch.zeros(batch.size, *parts[0][1].shape[1:], device=parts[0][1].device)
+        for index, kept, reward in parts:
             rewards[0, index] = reward
             latents[index.to(latents.device)] = kept
         return Samples(batch, self.world.sum(latents), self.world.sum(rewards), step)
