@@ -17,7 +17,7 @@ from rlr_core.errors import UserError
 class Conditioning:
     """What the denoiser is told: encoded prompts, and which one each sample follows in each stage.
 
-    Several stages make a prompt that changes on the way from noise to picture (DCoT, math.md section 8).
+    Several stages make a prompt that changes on the way from noise to picture (DCoT, math.md section 1).
     """
 
     table: Rows
