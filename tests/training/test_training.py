@@ -154,8 +154,8 @@ def test_a_gradient_that_is_once_not_finite_costs_one_update(tmp_path):
 @pytest.mark.parametrize(
     "reward, sentence",
     [
-        (lambda images, prompts: redness(images, prompts).mean(), "one number per picture"),
-        (lambda images, prompts: redness(images, prompts)[:, None], "one number per picture"),
+        (lambda images, prompts: redness(images, prompts).mean(), "one real number per picture"),
+        (lambda images, prompts: redness(images, prompts)[:, None], "one real number per picture"),
         (lambda images, prompts: redness(images, prompts) * math.nan, "for picture 0"),
     ],
     ids=["scalar", "column", "nan"],
