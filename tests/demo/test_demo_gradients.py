@@ -43,7 +43,7 @@ def test_mixture_is_as_quiet_as_back_propagation_and_far_quieter_than_the_likeli
 
 
 def test_walks_visit_what_their_plans_say(found):
-    """4 trajectories, 4 steps, guidance twice: 32 evaluations of a rollout, and as many of a whole walk; the KL
+    """4 trajectories, 4 steps, guidance twice: 32 evaluations of a rollout, as many of a whole walk; the KL
     figure takes 16 more, of two trajectories."""
     assert (found["full"].forward, found["full"].backward) == (32 + 16, 32)
     assert found["truncated, K = 1"].backward == 8
