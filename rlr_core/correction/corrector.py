@@ -33,8 +33,8 @@ class Corrector(nn.Module):
         self.inwards = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
         self.outwards = nn.Conv2d(width, channels, 3, padding=1)
-        nn.init.zeros_(self.outwards.weight)
-        nn.init.zeros_(self.outwards.bias)
+        for parameter in self.outwards.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
         """What is added to the velocity [B, C, h, w] at x [B, C, h, w] and times s [B] in [0, 1]."""
