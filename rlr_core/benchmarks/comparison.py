@@ -250,26 +250,21 @@ def report(folder: Path) -> list[list[str]]:
 
 def summary(folder: Path) -> dict[str, Any]:
     """What a table or a picture is made from: every arm and seed with its means, for a small JSON file."""
-    found = {}
-    for name, each in results(folder).items():
-        title, factor = watched(each[0])
-        found[name] = [
-            {
-                "seed": result["seed"],
-                "reward": result["reward"],
-                "scores": title,
-                "before": factor * sum(result["before"][title]) / len(result["before"][title]),
-            }
-            | {
-                budget: {
-                    "gain": float(gains(result, budget).mean()),
-                    "updates": result[budget]["updates"],
-                    "evaluations": result[budget]["cost"],
-                    "seconds": round(result[budget]["time"], 1),
-                    "diversity": result[budget]["diversity"],
-                }
-                for budget in BUDGETS
-            }
-            for result in each
-        ]
-    return found
+
+    def figures(result: dict[str, Any], budget: str) -> dict[str, Any]:
+        at = result[budget]
+        return {
+            "gain": round(float(gains(result, budget).mean()), 3),
+            "updates": at["updates"],
+            "evaluations": at["cost"],
+            "seconds": round(at["time"], 1),
+            "diversity": round(at["diversity"], 4),
+        }
+
+    def seed(result: dict[str, Any]) -> dict[str, Any]:
+        title, factor = watched(result)
+        before = factor * sum(result["before"][title]) / len(result["before"][title])
+        kept = {"seed": result["seed"], "reward": result["reward"], "scores": title}
+        return kept | {"before": round(before, 3)} | {b: figures(result, b) for b in BUDGETS}
+
+    return {name: [seed(result) for result in each] for name, each in results(folder).items()}
