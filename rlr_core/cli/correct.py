@@ -62,6 +62,13 @@ def correct(args: argparse.Namespace) -> int:
     require_free(folder)
     if args.corrector is not None and not args.prompt:
         raise UserError("Which pictures? Give --prompt, as often as you like.")
+    if min(args.seeds) < 0:
+        raise UserError(f"Seeds start at 0; {min(args.seeds)} is none.")
+    if args.samples < 2 or args.updates < 1:
+        raise UserError(
+            f"--samples is {args.samples} and --updates {args.updates}: two pictures and one update are the "
+            f"least."
+        )
     model = load_model(config.model, config.device, config.dtype)
     chain = Chain(model, model.schedule(config.sampler), config.sampler.guidance)
     height, width = (
