@@ -55,6 +55,6 @@ def test_a_folder_without_pictures_is_named(rlr, here, tiny_sd_folder):
     code, _, error = rlr("correct", "--model", tiny_sd_folder, "--pictures", "empty", "--out", "made", *FEW)
     assert code == 2 and "empty" in error and "Traceback" not in error
     for flag, value in (("--samples", 1), ("--updates", 0), ("--seeds", -1)):
-        code, _, error = rlr("correct", "--model", tiny_sd_folder, "--pictures", "empty", flag, value, *FEW)
+        code, _, error = rlr("correct", "--model", tiny_sd_folder, flag, value, "--pictures", "empty")
         assert code == 2 and str(value) in error and "Traceback" not in error
     assert not (here / "made").exists()
