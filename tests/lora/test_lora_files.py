@@ -351,3 +351,43 @@ def test_ranks_in_the_metadata_are_found_with_and_without_the_text_encoders_oute
     assert rank == 3 and not settings["unet.rank_pattern"]
     path = "encoder.layers.1.self_attn.v_proj"
     assert all(re.fullmatch(rf"(.*\.)?({pattern})", name) for name in (path, f"text_model.{path}"))
+
+
+# --- files that ask for more than they hold ---
+
+
+def test_a_small_file_cannot_ask_for_a_large_adapter(sd, tmp_path):
+    """A rank of a million in a file of 8 MB would make an adapter of gigabytes."""
+    name = sd.lora_key(sd.lora_layers("attention")[0], "kohya")
+    rank = 1_000_000
+    tensors = {
+        f"{name}.lora_down.weight": torch.zeros(rank, 1),
+        f"{name}.lora_up.weight": torch.zeros(1, rank),
+    }
+    save_file(tensors, tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match="was made for another model .* in the file 1 and 1"):
+        apply_lora(sd, tmp_path / "wide.safetensors")
+    tensors = {
+        f"{name}.lora_down.weight": torch.zeros(rank, 0),
+        f"{name}.lora_up.weight": torch.zeros(0, rank),
+    }
+    save_file(tensors, tmp_path / "empty.safetensors")
+    with pytest.raises(UserError, match="have no product"):
+        apply_lora(sd, tmp_path / "empty.safetensors")
+    assert not sd.has_adapter()
+
+
+def test_an_expression_in_a_file_is_not_run(sd, tmp_path):
+    """As an expression this one takes longer than anybody waits."""
+    adapter = attach(sd)
+    adapter.save(tmp_path / "lora.safetensors", layout="diffusers")
+    adapter.detach()
+    tensors = load_file(tmp_path / "lora.safetensors")
+    with safe_open(tmp_path / "lora.safetensors", "pt") as file:
+        metadata = file.metadata()
+    settings = json.loads(metadata["lora_adapter_metadata"])
+    settings["unet.alpha_pattern"] = {"(.|.)*(.|.)*Z": 3.0}
+    metadata["lora_adapter_metadata"] = json.dumps(settings)
+    save_file(tensors, tmp_path / "hostile.safetensors", metadata)
+    with pytest.raises(UserError, match="has the expression .* not run"):
+        apply_lora(sd, tmp_path / "hostile.safetensors")
