@@ -52,8 +52,8 @@ def _refuse_other_sizes(model: DiffusionModel, modules: dict[str, LoraModule], p
         if module.down.shape[1] != inputs or module.up.shape[0] != outputs:
             raise UserError(
                 f"{path} was made for another model than {model.name}: {name} has {inputs} inputs and "
-                f"{outputs} outputs, in the file {module.down.shape[1]} and {module.up.shape[0]}; nothing was "
-                f"applied."
+                f"{outputs} outputs, in the file {module.down.shape[1]} and {module.up.shape[0]}; nothing "
+                f"was applied."
             )
 
 
