@@ -13,6 +13,7 @@ const SERIES = [
   { key: "reward", label: "reward", color: "#4c9be8", width: 1.8 },
   { key: "judge", label: "judge", color: "#e8804c", width: 1.8, dots: true },
 ];
+const PICTURE = /^data:image\/(jpeg|webp);base64,/; // a still, or a video's frames, which play by themselves
 const STATES = {
   running: "#4c9be8",
   finished: "#3fb37f",
@@ -116,7 +117,7 @@ export class View {
     this.shown = key;
     this.strip.replaceChildren();
     for (const sample of samples) {
-      if (!String(sample.image).startsWith("data:image/jpeg;base64,")) continue;
+      if (!PICTURE.test(sample.image)) continue;
       const figure = tag("div", { flex: "none", textAlign: "center" });
       const image = tag("img", { height: "66px", display: "block", borderRadius: "3px" });
       image.src = sample.image;
