@@ -19,6 +19,7 @@ AUTO = "auto"
 GUIDANCE = {AUTO: None, "cfg": "cfg", "embedded": "embedded", "none (distilled)": "none"}
 """Choice of the widget -> what the engine calls it."""
 WEIGHTS = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt")
+LOW_NOISE = re.compile(r"low[-_]?noise", re.IGNORECASE)
 MODEL_LINK = re.compile(r"(diffusion_)?model|unet")
 """How inputs begin that a MODEL comes in by."""
 
@@ -74,14 +75,17 @@ class FromComfy(Node):
         node = str(cls.hidden.unique_id)
         files = weights_files(cls.hidden.prompt or {}, node)
         made = sockets.Native.of(model, clip, vae, latent, scheduler, GUIDANCE[guidance_kind], files)
-        host.say(node, _told(made))
+        host.say(node, _told(made, files))
         return io.NodeOutput(made)
 
 
-def _told(made: sockets.Native) -> str:
+def _told(made: sockets.Native, files: list[str]) -> str:
     """What is known of the model, for the node."""
     kind = f"distilled ({made.distilled})" if made.distilled else "not distilled, as far as it tells"
-    return f"{made.name}: {kind}. Left at 0: guidance {made.guidance:g}, {made.steps} steps."
+    told = f"{made.name}: {kind}. Left at 0: guidance {made.guidance:g}, {made.steps} steps."
+    if any(LOW_NOISE.search(file) for file in files):
+        told += " It was made for the last steps of Wan 2.2 14B alone, and is trained on all of them."
+    return told
 
 
 def weights_files(prompt: Mapping[str, Any], node: str) -> list[str]:

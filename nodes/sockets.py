@@ -77,11 +77,12 @@ class Native(Model):
         """
         from rlr_core.config.validate import PYTHON
 
-        from .native.guidance import manner
+        from .native import guidance, refusals
 
+        refusals.check_files(files)
         parts = {"model": model, "clip": clip, "vae": vae, "latent": latent, "scheduler": scheduler}
         family = cls("", files[0] if files else "", **parts, guidance_kind=guidance_kind).family()
-        found = manner(family.base, family.model_sampling, guidance_kind, files)
+        found = guidance.manner(family.base, family.model_sampling, guidance_kind, files)
         return cls(
             f"{PYTHON}{family.name} {family.signature()}",
             family.name,

@@ -69,17 +69,22 @@ def test_training_gives_every_output_and_a_model_to_sample_with(run, from_comfy,
     assert torch.equal(sampled[0], sampled[2]) and not torch.equal(sampled[0], sampled[1])
 
 
-def test_a_finished_run_returns_at_once_and_another_model_is_another_run(
+def test_a_finished_run_returns_without_loading_anything_and_another_model_is_another_run(
     run, from_comfy, around, monkeypatch
 ):
     first = run("RLR_Train", run_name="native-again", model=from_comfy("flux"), **around, **TRAIN)
 
     def refuse(*arguments, **keywords):
-        raise AssertionError("a finished run was trained again")
+        raise AssertionError("a finished run was trained or loaded again")
 
+    again = build("flux")
+    again.clip.encode_from_tokens_scheduled = refuse
     with monkeypatch.context() as patched:
         patched.setattr("rlr_core.training.trainer.train", refuse)
-        second = run("RLR_Train", run_name="native-again", model=from_comfy("flux"), **around, **TRAIN)
+        patched.setattr("rlr_core.rewards.load_reward", refuse)
+        patched.setattr("comfy.model_management.load_models_gpu", refuse)
+        patched.setattr(type(again.model), "patch_model", refuse)
+        second = run("RLR_Train", run_name="native-again", model=from_comfy("flux", again), **around, **TRAIN)
     assert second[4] == first[4]
     other = build("flux")
     with torch.inference_mode():

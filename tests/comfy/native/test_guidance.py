@@ -115,6 +115,18 @@ def test_all_files_of_a_model_are_found_in_the_workflow(pack):
     assert module.weights_files({}, "9") == []
 
 
+def test_half_of_wan_22_is_refused_or_said_to_be_one(run, pack, from_comfy, monkeypatch):  # noqa: F811
+    module = importlib.import_module(pack["RLR_FromComfy"].__module__)
+    told, files = [], ["wan2.2_t2v_low_noise_14B_fp8_scaled"]
+    monkeypatch.setattr(module, "weights_files", lambda prompt, node: files)
+    monkeypatch.setattr(module.host, "say", lambda node, text: told.append(text))
+    from_comfy("wan21")
+    assert "last steps of Wan 2.2 14B" in told[0]
+    files[:] = ["wan2.2_t2v_high_noise_14B_fp8_scaled"]
+    with pytest.raises(Exception, match="low noise file"):
+        from_comfy("wan21")
+
+
 @pytest.mark.parametrize(
     ("name", "files", "steps", "guidance"),
     [("sdxl", [], 20, 5.0), ("sdxl", ["sdxl_turbo"], 8, 1.0), ("flux", [], 20, 3.5)],

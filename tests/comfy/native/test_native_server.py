@@ -152,6 +152,21 @@ def test_a_stock_graph_is_trained_and_its_lora_loaded_by_the_stock_loader(server
     assert "lora key not loaded" not in server.text() and "NOT LOADED" not in server.text()
 
 
+def test_a_finished_run_is_returned_without_its_model_being_loaded(server, base):
+    """Nothing is cached any more, and nobody else asks for the model: its files are opened, and that is all."""
+    server.run(graph())
+    alone = graph()
+    for gone in ("9", "10", "11", "12"):
+        del alone[gone]
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    before, started = len(server.text()), time.monotonic()
+    outputs = server.run(alone)
+    print(f"a finished run: {time.monotonic() - started:.1f} s")
+    assert outputs["8"]["rlr"][0]["state"] == "finished"
+    assert "Requested to load" in server.text()[:before]
+    assert "Requested to load" not in server.text()[before:]
+
+
 def test_cancelled_ten_times_it_ends_like_an_uncancelled_run(server, base):
     """At moments at random, each time going on where it was; how long Cancel took is printed."""
     server.run(changed(graph(), steps=8, run_name="whole"))
