@@ -128,8 +128,10 @@ def test_the_gradient_is_that_of_finite_differences(native, build, name, form):
         assert found == pytest.approx(wanted, rel=2e-3)
 
 
-@pytest.mark.parametrize("form", ["float8_e4m3fn", "int8_tensorwise", "mxfp8", "nvfp4"])
-def test_quantized_matrix_products_have_the_straight_through_gradient(native, build, form):
+@pytest.mark.parametrize(
+    ("form", "most"), [("float8_e4m3fn", 0.05), ("int8_tensorwise", 0.02), ("mxfp8", 0.05), ("nvfp4", 0.2)]
+)
+def test_quantized_matrix_products_have_the_straight_through_gradient(native, build, form, most):
     """Where activations are rounded too, the gradient is that of the same weights without this rounding."""
     rounded = quantized(build, "wan21", form)
     plain = build("wan21")
@@ -148,7 +150,7 @@ def test_quantized_matrix_products_have_the_straight_through_gradient(native, bu
     exact, through = gradients
     difference = norm([a - b for a, b in zip(exact, through, strict=True)]) / norm(exact)
     print(f"{form}: {difference:.1%} off the gradient without rounding")
-    assert 0 < difference < 0.1
+    assert 0 < difference < most
 
 
 @pytest.mark.parametrize("name", ["wan21", "flux", "sdxl"])
