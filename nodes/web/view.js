@@ -33,7 +33,9 @@ export class View {
     this.element.className = "rlr-live-view";
     const head = tag("div", { display: "flex", alignItems: "center", gap: "6px", flex: "none" });
     this.light = tag("span", { width: "8px", height: "8px", borderRadius: "50%", flex: "none" });
-    this.status = tag("span", { whiteSpace: "nowrap", overflow: "hidden", textOverflow: "ellipsis" });
+    this.status = tag("span", { // three lines of a warning or an error at most; the rest is in its title
+      overflow: "hidden", display: "-webkit-box", webkitBoxOrient: "vertical", webkitLineClamp: "3",
+    });
     this.status.className = "rlr-status";
     this.clock = tag("span", { marginLeft: "auto", color: "#8b8b8b", whiteSpace: "nowrap", flex: "none" });
     head.append(this.light, this.status, this.clock);

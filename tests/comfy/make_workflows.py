@@ -162,8 +162,8 @@ NATIVE_FILES = {
 }
 NATIVE_REMARKS = {
     "rlr-sdxl": "Pictures of 1024 x 1024; with *gradient_checkpointing* and *micro_batch* 1 as here.",
-    "rlr-z-image-turbo": "A turbo model, as its file's name says: *sampler_steps* and *guidance* left at 0 are 8"
-    " and 1.",
+    "rlr-z-image-turbo": "A turbo model, as its file's name says: left at 0, *sampler_steps* is 8 and "
+    "*guidance* 1.",
     "rlr-qwen-image": "The fp8 file is trained as it is; what does not fit on the GPU stays in RAM.",
     "rlr-flux2-klein": "The distilled 4B model: 4 steps; *guidance* left at 0 is 1.",
     "rlr-wan-video": "17 frames of 832 x 480. The reward sees frames; results are saved as animations.",

@@ -43,6 +43,12 @@ FRAMES = """async () => {
   return counts;
 }"""
 
+CLIPPED = """() => {
+  const all = [...document.querySelectorAll(".rlr-status")];
+  const status = all.find((each) => each.textContent.includes("guidance"));
+  return status.scrollHeight > status.clientHeight + 1;
+}"""
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
@@ -126,4 +132,5 @@ def test_a_wrong_guidance_is_said_in_the_node(page):  # noqa: F811
     load_api(page, prompt, "native-wrong")
     assert queue_and_wait(page)["kind"] == "execution_success"
     assert "takes no cfg: guidance 5 is not used" in finished_view(page)["status"]
+    assert page.evaluate(CLIPPED) is False, "the sentence does not fit"
     picture(page, "native-wrong")
