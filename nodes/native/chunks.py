@@ -8,8 +8,8 @@ through what they left behind. So the peak is that of one chunk, however long th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -50,8 +50,7 @@ def _recomputed(original: Callable[..., Any]) -> Callable[..., Any]:
         if not left_behind or not torch.is_grad_enabled():
             return original(*args, **kwargs)
         call = _Call(original, args, kwargs)
-        on_gpu = any(tensor.is_cuda for tensor in call.tensors)
-        with torch.autograd.graph.save_on_cpu() if on_gpu else nullcontext():
+        with resting(call.tensors):
             tensors = _Chunk.apply(call, *call.tensors)
         output, now = call.result(tensors)
         for before, after in zip(left_behind, now, strict=True):
@@ -59,6 +58,12 @@ def _recomputed(original: Callable[..., Any]) -> Callable[..., Any]:
         return output
 
     return forward
+
+
+def resting(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """In which what a call keeps of these goes to RAM, where it is on a GPU."""
+    on_gpu = any(tensor.is_cuda for tensor in tensors)
+    return torch.autograd.graph.save_on_cpu() if on_gpu else nullcontext()
 
 
 class _Call:

@@ -74,6 +74,25 @@ def test_the_gradient_through_chunks_is_that_of_finite_differences(native, kind)
     assert found == pytest.approx(wanted, rel=2e-3)
 
 
+def test_what_rests_in_ram_comes_back(native, part, monkeypatch):
+    """As on a GPU: whatever a chunk keeps goes through the RAM."""
+    moved = []
+
+    def in_ram(tensors):
+        moved.append(len(tensors))
+        return torch.autograd.graph.save_on_cpu()
+
+    model, latents = decoder_of(native, "wan 2.2")
+    with native.running(model):
+        model.load_weights()
+        (wanted,) = torch.autograd.grad(value_of(model, latents), latents)
+        monkeypatch.setattr(part("chunks"), "resting", in_ram)
+        model.gradient_checkpointing(True)
+        (found,) = torch.autograd.grad(value_of(model, latents), latents)
+    assert len(moved) == FRAMES and moved[0] == 1 < moved[1]
+    assert norm([found - wanted]) < 1e-5 * norm([wanted])
+
+
 @pytest.mark.parametrize("kind", ["wan 2.1", "wan 2.2"])
 def test_of_a_chunk_only_its_inputs_are_kept(native, kind):
     model, latents = decoder_of(native, kind)
