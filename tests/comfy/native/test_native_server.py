@@ -29,6 +29,11 @@ TRAIN = {
     "run_name": "native",
 }
 
+SOMETHING_ELSE = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+    "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+}
+
 
 def graph() -> dict:
     """Loaders and an empty latent -> RLR From ComfyUI -> RLR Train -> KSampler, and what goes with it."""
@@ -159,6 +164,7 @@ def test_a_finished_run_is_returned_without_its_model_being_loaded(server, base)
     for gone in ("9", "10", "11", "12"):
         del alone[gone]
     server.post("/free", {"unload_models": True, "free_memory": True})
+    server.run(SOMETHING_ELSE)  # what was asked for is freed after it at the latest
     before, started = len(server.text()), time.monotonic()
     entry = server.wait(server.queue(alone))
     print(f"a finished run: {time.monotonic() - started:.1f} s")
