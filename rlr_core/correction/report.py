@@ -28,8 +28,9 @@ class Distance(NamedTuple):
 def distance(
     generated: Tensor, real: Tensor, features: Callable[[Tensor], Tensor], batch: int = 64
 ) -> Distance:
-    """KID and FID of pictures [N, 3, H, W] and [M, 3, H, W] in [0, 1]. features: of pictures [B, 3, H, W],
-    [B, D]; not Inception's unless they are, so figures compare with those of the same features only.
+    """KID and FID of pictures [N, 3, H, W] and [M, 3, H, W] in [0, 1], which must be independent: pictures
+    made from the captions of those very real ones make the kernel distance too small. features: of pictures
+    [B, 3, H, W], [B, D]; not Inception's unless they are, so figures compare with the same features' only.
 
     Raises UserError where torch-fidelity is not installed.
     """
@@ -45,7 +46,7 @@ def distance(
             torch.cat([features(part).double().cpu() for part in pictures.split(batch)])
             for pictures in (generated, real)
         ]
-    subset = min(LARGEST_SUBSET, *map(len, sides))
+    subset = min(LARGEST_SUBSET, *(max(2, len(side) // 2) for side in sides))
     kid = kid_features_to_metric(
         *sides, kid_subsets=SUBSETS, kid_subset_size=subset, rng_seed=0, verbose=False
     )

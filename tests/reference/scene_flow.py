@@ -153,7 +153,8 @@ def main() -> None:
     learned.corrector.save(args.out / "corrector.safetensors")
 
     clip, _ = load_demo_clip()
-    book, pictures, texts = scenes(args.seed + 2)
+    book, _, texts = scenes(args.seed + 2)
+    _, pictures, _ = scenes(args.seed + 3)  # others than the captions' own: both sides have to be independent
     judge, seeds = DemoJudge(), list(range(args.pictures))
     figures = {
         "sampler steps": args.steps,
