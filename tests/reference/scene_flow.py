@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlr_core.common.images import grid
@@ -127,12 +128,12 @@ def main() -> None:
     start = time.process_time()
     args.out.mkdir(parents=True, exist_ok=True)
     model = SceneFlow()
-    weights = args.out / f"flow-{args.updates}.pt"
+    weights = args.out / f"flow-{args.updates}.safetensors"
     if weights.exists():
-        model.networks["unet"].load_state_dict(torch.load(weights, weights_only=True))
+        model.networks["unet"].load_state_dict(load_file(weights))
     else:
         train_flow(model, args.updates, args.pool, args.seed)
-        torch.save(model.networks["unet"].state_dict(), weights)
+        save_file(model.networks["unet"].state_dict(), weights)
     chain = Chain(model, model.schedule(SamplerConfig(steps=args.steps, eta=0.0, guidance=1.0)))
     shape = model.latent_shape(*model.default_size)
 
