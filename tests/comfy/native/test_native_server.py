@@ -158,7 +158,7 @@ def test_a_stock_graph_is_trained_and_its_lora_loaded_by_the_stock_loader(server
 
 
 def test_a_finished_run_is_returned_without_its_model_being_loaded(server, base):
-    """Nothing is cached, and nobody else asks for the model: the stock loaders open its files, and that is all.
+    """Nothing is cached, and nobody else asks for the model: the loaders open its files, and that is all.
 
     (The CLIP loader loads its own on the CPU.)
     """
