@@ -9,7 +9,7 @@ import json
 
 import pytest
 import tiny_models_pack
-from browser import load_api, queue_and_wait
+from browser import fit, load_api, queue_and_wait
 from comfy_process import ROOT, comfyui
 from comfy_server import make_base
 from test_browser import finished_view, page, picture, server  # noqa: F401 - fixtures
@@ -120,6 +120,7 @@ def test_videos_play_in_the_live_view_and_before_and_after_training(page):  # no
     assert queue_and_wait(page)["kind"] == "execution_success"
     view = finished_view(page)
     assert view["samples"] == 3 and page.evaluate(FRAMES) == [["image/webp", 5]] * 3
+    fit(page)  # what is out of sight does not play
     assert plays(page, page.locator(".rlr-strip img"))
     before_after = page.locator("img[src*='before_after.webp']")
     assert shown(page, before_after) and plays(page, before_after)
@@ -132,5 +133,6 @@ def test_a_wrong_guidance_is_said_in_the_node(page):  # noqa: F811
     load_api(page, prompt, "native-wrong")
     assert queue_and_wait(page)["kind"] == "execution_success"
     assert "takes no cfg: guidance 5 is not used" in finished_view(page)["status"]
+    fit(page)
     assert page.evaluate(CLIPPED) is False, "the sentence does not fit"
     picture(page, "native-wrong")

@@ -75,7 +75,11 @@ def test_inputs_that_are_settings_are_made_from_their_fields(pack, node):
     otherwise = {
         ("train", "evaluation_samples"): 16,
         ("sample", "eta"): 0.0,
-    }  # what a node has its reasons for
+        ("train", "sampler_steps"): 0,
+        ("train", "guidance"): 0.0,
+        ("sample", "steps"): 0,
+        ("sample", "guidance"): 0.0,
+    }  # what a node has its reasons for: the last four are then the model's
     for name, key in table.items():
         setting, made = known[key], inputs[name]
         assert setting.help[1:].rstrip(".") in made.tooltip

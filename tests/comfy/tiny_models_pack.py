@@ -16,7 +16,12 @@ def install(base: Path) -> None:
 
 
 NODE = """
-from . import native_models
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+
+import native_models
 
 
 class TinyModels:
