@@ -178,8 +178,9 @@ def whole_device(advice: str = "Close other programs that use the GPU.") -> Iter
 
 
 @contextmanager
-def loaded(recipe: Any, device: torch.device) -> Iterator[Any]:
-    """The model of an RLR_MODEL socket, with its LoRA on, for the length of the `with`."""
+def loaded(recipe: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """The model of an RLR_MODEL socket, and the adapter of the LoRA that it wears or None, for the length of
+    the `with`."""
     from rlr_core.diffusion.models.loading import load_model
     from rlr_core.lora.apply import apply_lora
 
@@ -188,16 +189,12 @@ def loaded(recipe: Any, device: torch.device) -> Iterator[Any]:
         from .native.model import running
 
         with running(recipe.family()) as model:
-            if recipe.lora is not None:
-                apply_lora(model, recipe.lora)
-            yield model
+            yield model, None if recipe.lora is None else apply_lora(model, recipe.lora)
         return
     model = load_model(recipe.path, device, recipe.dtype)
     try:
         check_cancel()
-        if recipe.lora is not None:
-            apply_lora(model, recipe.lora)
-        yield model
+        yield model, None if recipe.lora is None else apply_lora(model, recipe.lora)
     finally:
         for part in vars(model).values():
             if isinstance(part, torch.nn.Module):
@@ -251,21 +248,6 @@ def send(event: str, data: dict[str, Any]) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.send_sync(event, data, server.client_id)
-
-
-def register_routes() -> None:
-    """GET /rlr/runs: what the live view of each node should show, after a page was loaded again."""
-    from aiohttp import web
-
-    from . import live
-
-    server = getattr(PromptServer, "instance", None)
-    if server is None:
-        return
-
-    @server.routes.get("/rlr/runs")
-    async def runs(request):
-        return web.json_response({"runs": live.known_runs()})
 
 
 def log(message: str) -> None:

@@ -89,11 +89,23 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Person:
+    """Whoever rates the pictures, and where."""
+
+    node: str
+    """Execution id of the RLR Rate node that shows them."""
+    mode: str
+    """How: 'pictures' or 'pairs'."""
+
+
+@dataclass(frozen=True)
 class Reward:
     """RLR_REWARD: a reward's name and its options."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    person: Person | None = None
+    """Who is asked, where the reward is or holds a person's ratings."""
 
 
 class LoraWeights(dict):

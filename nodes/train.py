@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rlr_core.config import MethodConfig, TrainConfig, config_from_dict
 from rlr_core.errors import UserError
 from rlr_core.training.check import check_config
 
-from . import host, images, live, names, sockets
+from . import host, images, live, names, questions, sockets
 from .schema import (
     CATEGORY,
     Node,
@@ -27,6 +28,7 @@ from .schema import (
 )
 
 RESUME, RESTART = "resume", "restart"
+OUTPUTS = 7
 NO_MODEL = "patched_model of RLR Train works with RLR From ComfyUI only: use RLR Apply LoRA on a stock MODEL."
 
 SETTINGS = {
@@ -95,8 +97,16 @@ class TrainNode(Node):
         base = names.inside(host.runs_folder(), inputs["run_name"])
         config = config_from(inputs)
         check_config(config)
-        folder = _train(cls, config, base, inputs["mode"] == RESTART, inputs["model"])
+        person = inputs["reward"].person
+        folder = _train(cls, config, base, inputs["mode"] == RESTART, inputs["model"], person)
+        if person is not None and questions.waiting(folder, config):
+            return _waiting(cls, folder, person)
         return _outputs(cls, folder, inputs["model"])
+
+    @classmethod
+    def fingerprint_inputs(cls, run_name: str | None = None, **inputs: Any) -> str:
+        """A run whose pictures were rated goes on; run_name is None where it comes through a link."""
+        return questions.answered(run_name)
 
 
 def config_from(inputs: dict[str, Any]) -> TrainConfig:
@@ -111,6 +121,10 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
             "RLR Train starts from a model without a LoRA: connect RLR Load Checkpoint or RLR From ComfyUI."
         )
     judge = inputs["judge"]
+    if judge is not None and judge.person is not None:
+        raise UserError(
+            "A person cannot be the judge, who sees hundreds of pictures: connect RLR Rate to reward."
+        )
     data = settings_from(inputs, SETTINGS)
     data |= {
         "model": model.path,
@@ -130,14 +144,24 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
     return config_from_dict(data)
 
 
-def _train(node: type, config: TrainConfig, base: Path, restart: bool, model: sockets.Model) -> Path:
-    """Bring the run to its last update and return its folder; at once where it is there already."""
+def _train(
+    node: type,
+    config: TrainConfig,
+    base: Path,
+    restart: bool,
+    model: sockets.Model,
+    person: sockets.Person | None,
+) -> Path:
+    """Bring the run to its last update, or to pictures that a person has to rate, and return its folder; at
+    once where it is there already."""
     from rlr_core.training.results import find_runs, read_results
 
     *runs, free = find_runs(base.parent, base.name, config)
+    if restart and person is not None and runs and read_results(runs[-1]).waiting:
+        restart = questions.waiting(runs[-1], config)  # one whose pictures have been rated goes on first
     folder = free if restart or not runs else runs[-1]
     config.out = str(folder)
-    if folder in runs and read_results(folder).done(config):
+    if folder in runs and (read_results(folder).done(config) or questions.waiting(folder, config)):
         return folder
     for warning in _warnings(config, model):
         host.log(warning)
@@ -145,16 +169,23 @@ def _train(node: type, config: TrainConfig, base: Path, restart: bool, model: so
         folder, str(node.hidden.unique_id), _workflow(node), config.evaluation.judge or "", config.reward
     )
     advice = _advice(config)
+    tell = (
+        functools.partial(questions.tell, folder, person, _workflow(node)) if person else lambda state: None
+    )
+    tell("working")
     try:
         with host.whole_device(advice) as device:
             _run(config, model, device, watcher, resume=folder in runs)
     except BaseException as error:
+        tell("stopped")
         if host.was_cancelled(error):
             watcher.end("cancelled", "Cancelled. Queue again and it goes on here.")
         else:
             watcher.end("failed", str(error))
         raise
-    watcher.end("finished")
+    if not questions.waiting(folder, config):
+        watcher.end("finished")
+        tell("over")
     return folder
 
 
@@ -163,7 +194,7 @@ def _run(config: TrainConfig, recipe: sockets.Model, device: Any, watcher: live.
     from rlr_core.training.trainer import train
 
     reward = load_reward(config.reward, **config.reward_options)
-    with host.loaded(recipe, device) as model:
+    with host.loaded(recipe, device) as (model, _):
         host.check_cancel()
         train(model, reward, config, on_event=watcher, check=host.check_cancel, resume=resume)
 
@@ -197,6 +228,18 @@ def _workflow(node: type) -> str:
     return str((info.get("workflow") or {}).get("id") or "")
 
 
+def _waiting(node: type, folder: Path, person: sockets.Person) -> io.NodeOutput:
+    """Nothing for the nodes behind yet; what is waited for in the view, the pictures in RLR Rate."""
+    from rlr_core.training.results import read_results
+
+    results = read_results(folder)
+    question = questions.ask(folder, person, _workflow(node))
+    message = questions.sentence(question)
+    view = live.view_of_results(results, str(node.hidden.unique_id), _workflow(node), "waiting", message)
+    live.show(view)
+    return io.NodeOutput(*[ExecutionBlocker(None)] * OUTPUTS, ui={"rlr": [view], "text": [message]})
+
+
 def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
     """Everything from the run folder, so that a run just finished and one of last week look the same."""
     from safetensors.torch import load_file
@@ -211,12 +254,9 @@ def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
     shown = [host.output_reference(path) for path in (animation if moving else pictures, chart)]
     lora = sockets.LoraWeights(load_file(results.lora), read_header(results.lora).metadata)
     rewards = [row["reward/mean"] for row in results.metrics if row.get("reward/mean") is not None]
-    view = live.view_of(
-        folder, str(node.hidden.unique_id), _workflow(node), run=folder.name, state="finished", phase="",
-        step=results.step, steps=results.config.steps, reward=results.config.reward,
-        judge=results.config.evaluation.judge or "", message=_end(results.reason),
-        seconds=(results.metrics or [{}])[-1].get("time/seconds", 0.0),
-    )  # fmt: skip
+    view = live.view_of_results(
+        results, str(node.hidden.unique_id), _workflow(node), "finished", _end(results.reason)
+    )
     live.remember(view)
     return io.NodeOutput(
         lora,

@@ -162,6 +162,15 @@ def _alpha(modules: Mapping[str, LoraModule]) -> float:
 # --- metadata ---
 
 
+def acts(metadata: Mapping[str, str]) -> tuple[float, float]:
+    """The part of the sampling in which a file's LoRA acts, as shares from the noise on: all of it, (0, 1),
+    but for methods that train a part of the chain only."""
+    start, end = (
+        metadata.get(f"rlr_{name}_percent", default) for name, default in (("start", 0), ("end", 1))
+    )
+    return float(start), float(end)
+
+
 def _header(
     adapter: Adapter, modules: Mapping[str, LoraModule], metadata: Mapping[str, object]
 ) -> dict[str, str]:
