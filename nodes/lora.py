@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from rlr_core.errors import UserError
+from rlr_core.lora.formats import acts
 
 from . import host, names
 from .schema import CATEGORY, Node, opt, rare
@@ -80,7 +81,8 @@ class ApplyLora(Node):
             node_id="RLR_ApplyLoRA",
             display_name="RLR Apply LoRA",
             category=CATEGORY,
-            description="Puts a trained LoRA on ComfyUI's own model, for KSampler and every other sampler.",
+            description="Puts a trained LoRA on ComfyUI's own model, for KSampler and every other sampler. "
+            "One that was trained for a part of the steps acts there only.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was trained on, from a stock "
                     "loader."),
@@ -109,15 +111,39 @@ class ApplyLora(Node):
     ) -> io.NodeOutput:  # fmt: skip
         if start_percent >= end_percent:
             raise UserError("end_percent must be above start_percent.")
-        weights = dict(lora)
-        whole = start_percent <= 0 and end_percent >= 1
-        if whole or strength_model == 0:
-            return io.NodeOutput(*host.patch(model, clip, weights, strength_model, strength_clip))
-        changes = host.low_rank_changes(model, weights)
-        first, last = host.sigma_at(model, start_percent), host.sigma_at(model, end_percent)
-        wrapper = _for_a_part(changes, strength_model, first, last)
-        changed_clip = host.patch(None, clip, weights, 0.0, strength_clip)[1] if clip is not None else None
-        return io.NodeOutput(host.clone_with_wrapper(model, f"rlr_lora_{id(wrapper)}", wrapper), changed_clip)
+        return io.NodeOutput(
+            *put_on(model, clip, lora, strength_model, strength_clip, start_percent, end_percent)
+        )
+
+
+def put_on(
+    model: Any,
+    clip: Any,
+    lora: Any,
+    strength_model: float = 1.0,
+    strength_clip: float = 1.0,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+) -> tuple[Any, Any]:
+    """Copies of a MODEL and a CLIP (or None) with a LORA_MODEL on, from one share of the steps to another.
+
+    A LoRA that was trained for a part of the steps acts in what that part and this one have in common.
+    Raises UserError where that is nothing.
+    """
+    first, last = acts(getattr(lora, "metadata", {}))
+    start, end = max(start_percent, first), min(end_percent, last)
+    if start >= end:
+        raise UserError(
+            f"This LoRA was trained for the steps from {first:g} to {last:g}, and between start_percent "
+            f"{start_percent:g} and end_percent {end_percent:g} there are none of them: set 0 and 1."
+        )
+    weights = dict(lora)
+    if (start, end) == (0, 1) or strength_model == 0:
+        return host.patch(model, clip, weights, strength_model, strength_clip)
+    changes = host.low_rank_changes(model, weights)
+    wrapper = _for_a_part(changes, strength_model, host.sigma_at(model, start), host.sigma_at(model, end))
+    changed_clip = host.patch(None, clip, weights, 0.0, strength_clip)[1] if clip is not None else None
+    return host.clone_with_wrapper(model, f"rlr_lora_{id(wrapper)}", wrapper), changed_clip
 
 
 def _for_a_part(changes: dict[str, tuple], strength: float, first: float, last: float) -> Callable:

@@ -71,10 +71,10 @@ class Native(Model):
         )
 
     def patched(self, lora: dict[str, Any]) -> Any:
-        """The MODEL with a LoRA on, as stock LoraLoader gives it."""
-        import comfy.sd
+        """The MODEL with a LoRA on, as RLR Apply LoRA gives it."""
+        from .lora import put_on
 
-        return comfy.sd.load_lora_for_models(self.model, None, dict(lora), 1.0, 0.0)[0]
+        return put_on(self.model, None, lora)[0]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from reference.rewards_tiny import hugging_face_clip, pictures, save, videos
 from rlr_core.common.pending import Pending
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
-from rlr_core.rewards.rating_head import better_than_luck, ridge
+from rlr_core.rewards.rating_head import ridge
 
 
 @pytest.fixture(autouse=True)
