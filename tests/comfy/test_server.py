@@ -85,7 +85,7 @@ def server(base):
 
 def test_all_nodes_are_there(server):
     nodes = {name for name in server.get("/object_info") if name.startswith("RLR_")}
-    assert len(nodes) == 13
+    assert len(nodes) == 15
     line = next(line for line in server.text().splitlines() if line.rstrip().endswith(f"custom_nodes/{PACK}"))
     print(line)
     assert "FAILED" not in line

@@ -3,13 +3,14 @@
     python tests/reference/rating_rounds.py [rounds] [seeds]
 
 A made-up person has a taste that the run never sees: the upper half of a round is good, the lower bad, and
-15 % of the clicks say the opposite. What counts is the taste's mean on held-out captions and noise, in
-standard errors of the difference between the same pictures before and after; the judge says what became of
-the captions. nodes/rate.py has its default from here.
+15 % of the clicks say the opposite. What counts is the taste's mean on held-out noise, in standard errors of
+the difference between the same pictures before and after; the judge says what became of the captions.
+nodes/rate.py and the workflow rlr-rate have their defaults from here.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import time
@@ -20,15 +21,17 @@ from torch import Tensor
 from rlr_core.common.random_streams import torch_stream
 from rlr_core.config import MethodConfig
 from rlr_core.demo.preset import demo_config
-from rlr_core.demo.scenes import BACKGROUND, held_out_prompts
+from rlr_core.demo.scenes import BACKGROUND
 from rlr_core.diffusion.models.loading import load_model
-from rlr_core.evaluation.measures import difference
-from rlr_core.evaluation.sampling import evaluate
+from rlr_core.evaluation.sampling import sample
 from rlr_core.rewards import load_reward
 from rlr_core.training.trainer import train
 
 WRONG = 0.15
 CLICKS = 16
+PROMPTS = ["a red circle", "a blue square", "a green triangle", "a yellow circle"]
+"""Those of the workflow rlr-rate."""
+EACH = PROMPTS * 32
 
 
 def large(images: Tensor, prompts: list[str]) -> Tensor:
@@ -46,14 +49,16 @@ def crowded_left(images: Tensor, prompts: list[str]) -> Tensor:
 
 TASTES = (crowded_left, large)
 WAYS = {
-    "adaptive, 1 update": ({"name": "adaptive"}, 1),
-    "adaptive, 10 updates": ({"name": "adaptive"}, 10),
-    "adaptive, 20 updates": ({"name": "adaptive"}, 20),
-    "adaptive, 40 updates": ({"name": "adaptive"}, 40),
-    "awm, 20 optimizer steps on the clicks": ({"name": "awm", "inner_steps": 20}, 1),
-    "awm, 20 updates": ({"name": "awm"}, 20),
-    "nft, 20 updates": ({"name": "nft"}, 20),
+    "adaptive, 1 update": ({"name": "adaptive"}, 1, 3e-3),
+    "adaptive, 10 updates": ({"name": "adaptive"}, 10, 3e-3),
+    "adaptive, 20 updates": ({"name": "adaptive"}, 20, 3e-3),
+    "adaptive, 20 updates, 1e-3": ({"name": "adaptive"}, 20, 1e-3),
+    "awm, 20 steps on the clicks": ({"name": "awm", "inner_steps": 20}, 1, 3e-3),
+    "awm, 20 steps, 1e-3": ({"name": "awm", "inner_steps": 20}, 1, 1e-3),
+    "awm, 20 updates": ({"name": "awm"}, 20, 3e-3),
+    "nft, 20 updates": ({"name": "nft"}, 20, 3e-3),
 }
+"""Name -> method, updates a round, learning rate."""
 
 
 def clicks(taste, seed: int):
@@ -69,40 +74,44 @@ def clicks(taste, seed: int):
     return ask
 
 
-def measure(taste, method: dict, updates: int, rounds: int, seed: int) -> tuple[float, float, float]:
-    """Gain of the taste, its standard error, and the gain of the judge."""
+def measure(taste, method: dict, updates: int, rate: float, rounds: int, seed: int) -> str:
+    """What became of the taste and of the judge, as text."""
+    model, tastes = load_model("demo"), {"taste": taste, "judge": load_reward("judge")}
     with tempfile.TemporaryDirectory() as folder:
         config = demo_config(f"{folder}/run", seed)
+        config.prompts = config.evaluation.prompts = PROMPTS
         config.steps, config.batch, config.samples_per_prompt = rounds * updates, CLICKS, 4
-        config.method = MethodConfig(**method)
-        config.evaluation.every, config.evaluation.samples = 10_000, 16
-        reward = load_reward("ratings", ask=clicks(taste, seed), clip=False, updates_per_round=updates)
-        model, rewards = load_model("demo"), {"taste": taste, "judge": "judge"}
-        before = evaluate(model, rewards, held_out_prompts(), config.sampler, samples=240, seed=99, batch=64)
-        result = train(model, reward, config)
-        assert reward.rounds >= rounds
-        after = evaluate(model, rewards, held_out_prompts(), config.sampler, samples=240, seed=99, batch=64)
+        config.method, config.optimizer.learning_rate = MethodConfig(**method), rate
+        config.evaluation.every, config.evaluation.samples = 10_000, 2
+        ratings = load_reward("ratings", ask=clicks(taste, seed), clip=False, updates_per_round=updates)
+        before = pictures(model, config.sampler)
+        result = train(model, ratings, config)
+        after = pictures(model, config.sampler)
         result.lora.adapter.detach()
-    gain = difference(before, after, "taste")
-    error = (gain.high - gain.low) / 2 / 1.96
-    return gain.mean, error, difference(before, after, "judge").mean, reward.rounds
+    gains = {name: score(after, EACH) - score(before, EACH) for name, score in tastes.items()}
+    gain, error = gains["taste"].mean(), gains["taste"].std() / len(EACH) ** 0.5
+    spread = tastes["taste"](before, EACH).std()
+    return (
+        f"{gain / spread:+.2f} deviations, {gain / error:+.1f} standard errors, judge "
+        f"{gains['judge'].mean():+.2f}, {ratings.rounds} rounds"
+    )
+
+
+def pictures(model, sampler) -> Tensor:
+    """Pictures of noise that training never sees."""
+    return sample(model, EACH, range(10_000, 10_000 + len(EACH)), sampler, batch=64)
 
 
 def main(rounds: int = 3, seeds: int = 2, *names: str) -> None:
     """Print a line for each way, taste and seed."""
     torch.set_num_threads(1)
-    for name, (method, updates) in WAYS.items():
-        for taste in TASTES:
-            for seed in range(seeds):
-                if names and name not in names:
-                    continue
+    for name, way in WAYS.items():
+        for taste, seed in itertools.product(TASTES, range(seeds)):
+            if not names or name in names:
                 started = time.monotonic()
-                gain, error, judge, asked = measure(taste, method, updates, rounds, seed)
-                print(
-                    f"{name:40s} {taste.__name__:13s} seed {seed}: {gain:+.3f}, {gain / error:+6.1f} errors, "
-                    f"judge {judge:+.3f}, {asked} rounds, {time.monotonic() - started:.0f} s",
-                    flush=True,
-                )
+                found = measure(taste, *way, rounds, seed)
+                seconds = time.monotonic() - started
+                print(f"{name:32s} {taste.__name__:13s} seed {seed}: {found}, {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
