@@ -31,7 +31,7 @@ WRONG = 0.15
 CLICKS = 16
 PROMPTS = ["a red circle", "a blue square", "a green triangle", "a yellow circle"]
 """Those of the workflow rlr-rate."""
-EACH = PROMPTS * 32
+EACH = PROMPTS * 16
 
 
 def large(images: Tensor, prompts: list[str]) -> Tensor:

@@ -7,7 +7,7 @@ from reference.rewards_tiny import pictures
 from rlr_core.common.pending import Pending
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
-from rlr_core.rewards.rating_head import better_than_luck
+from rlr_core.rewards.rating_head import LUCK, better_than_luck
 from rlr_core.rewards.rating_round import last_round
 
 
@@ -22,7 +22,7 @@ def normal(*shape, seed):
 
 def test_ratings_that_say_nothing_pass_as_rarely_as_they_may():
     passed = [better_than_luck(normal(16, 54, seed=s), normal(16, seed=1000 + s).sign()) for s in range(400)]
-    assert sum(passed) <= 0.05 * 400 + 3 * (400 * 0.05 * 0.95) ** 0.5
+    assert sum(passed) <= 400 * LUCK + 3 * (400 * LUCK * (1 - LUCK)) ** 0.5
 
 
 def test_ratings_that_follow_a_feature_pass():
