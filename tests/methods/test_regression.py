@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lessons import Workbench
+from marks import quick
+from tiny_models import TINY
 
 from rlr_core.diffusion import losses
 from rlr_core.errors import UserError
@@ -204,6 +206,7 @@ def test_nft_is_advantage_weighted_regression_where_nothing_has_moved(tiny_model
         assert torch.allclose(found, -expected, atol=1e-5 + 1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("tiny_model", quick(TINY, "tiny-flow"), indirect=True)
 @pytest.mark.parametrize("name", ["nft", "awm", "dpo", "graft", "p_graft", "reward_weighted", "d3po"])
 def test_micro_batches_do_not_change_the_gradient(name, tiny_model):
     found = []
