@@ -135,7 +135,8 @@ def save_rows(rows: Sequence[tuple[Path, Path, str]], path: str | Path) -> None:
     size = (first.shape[1] // MULTIPLE * MULTIPLE, first.shape[2] // MULTIPLE * MULTIPLE)
     if not all(size):
         raise UserError(f"{rows[0][0]} is smaller than {MULTIPLE} pixels a side.")
-    preferred, rejected = (torch.stack([_covering(row[side], size) for row in rows]) for side in (0, 1))
+    preferred = torch.stack([_covering(row[0], size) for row in rows])
+    rejected = torch.stack([_covering(row[1], size) for row in rows])
     save_pairs(path, preferred, rejected, [row[2] for row in rows])
 
 
