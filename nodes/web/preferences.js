@@ -7,10 +7,8 @@ import { addView, isOf, nodeOf } from "./graph.js";
 import { HEIGHT, PairView } from "./pair_view.js";
 
 const views = new WeakMap(); // node -> PairView
-const questions = new Map(); // execution id -> the latest news
 
 function show(question) {
-  questions.set(question.node, question);
   const node = nodeOf(question);
   if (node) views.get(node)?.show(question);
 }
@@ -42,7 +40,5 @@ app.registerExtension({
     addView(node, "rlr_pairs", view.element, HEIGHT, 480);
   },
 
-  afterConfigureGraph() {
-    catchUp(); // choices made since are on the server
-  },
+  afterConfigureGraph: catchUp, // the choices since are on the server
 });

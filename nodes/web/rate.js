@@ -9,10 +9,8 @@ import { addView, isOf, nodeOf } from "./graph.js";
 import { HEIGHT, RatingView } from "./rating_view.js";
 
 const views = new WeakMap(); // node -> RatingView
-const questions = new Map(); // execution id -> the latest news
 
 function show(question) {
-  questions.set(question.node, question);
   const node = nodeOf(question);
   if (node) views.get(node)?.show(question);
 }
@@ -48,7 +46,5 @@ app.registerExtension({
     addView(node, "rlr_rating", view.element, HEIGHT, 560);
   },
 
-  afterConfigureGraph() {
-    for (const question of questions.values()) show(question);
-  },
+  afterConfigureGraph: catchUp, // the clicks since are on the server
 });

@@ -192,7 +192,7 @@ export class RatingView {
     try {
       await this.storing;
       await next(question);
-      this.show({ ...question, state: "next", round: null });
+      if (this.question === question) this.show({ ...question, state: "next" });
     } catch (error) {
       this.problem = error.message;
       this.refresh();
