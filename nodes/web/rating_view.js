@@ -35,8 +35,8 @@ export class RatingView {
   }
 
   show(question) {
-    const same = this.question?.run === question.run && this.question?.round === question.round;
-    if (same && question.state === "waiting" && this.question.mode === question.mode) return; // clicks stay
+    const same = ["state", "run", "round", "mode"].every((name) => this.question?.[name] === question[name]);
+    if (same && question.state === "waiting") return; // the clicks here are the newest
     this.question = question;
     this.marks = [...(question.marks ?? [])];
     this.pair = 0;
