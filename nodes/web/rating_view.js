@@ -176,6 +176,7 @@ export class RatingView {
         } catch (error) {
           this.unsaved = !error.refused;
           this.problem = error.refused ? error.message : "The server does not answer; your clicks are kept here.";
+          this.refresh();
           if (this.unsaved) await new Promise((resolve) => setTimeout(resolve, 1000));
         }
         this.refresh();
