@@ -110,7 +110,8 @@ class Live:
             return
         phase = PHASES.get(data["phase"], data["phase"])
         self._tell(phase=phase, done=data["done"], total=data["total"])
-        self.progress.show(self.view["step"])
+        if self.progress is not None:  # prompts are encoded before the run starts
+            self.progress.show(self.view["step"])
 
     def _on_update(self, data: Mapping[str, Any]) -> None:
         point = _point(data)

@@ -242,9 +242,8 @@ def _waiting(node: type, folder: Path, person: sockets.Person) -> io.NodeOutput:
 
 def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
     """Everything from the run folder, so that a run just finished and one of last week look the same."""
-    from safetensors.torch import load_file
 
-    from rlr_core.common.weights import read_header
+    from rlr_core.common.weights import read_header, read_tensors
     from rlr_core.training.results import read_results
 
     results = read_results(folder)
@@ -252,7 +251,7 @@ def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
     animation = pictures.with_suffix(".webp")  # of a video model
     moving = animation.is_file()
     shown = [host.output_reference(path) for path in (animation if moving else pictures, chart)]
-    lora = sockets.LoraWeights(load_file(results.lora), read_header(results.lora).metadata)
+    lora = sockets.LoraWeights(read_tensors(results.lora), read_header(results.lora).metadata)
     rewards = [row["reward/mean"] for row in results.metrics if row.get("reward/mean") is not None]
     view = live.view_of_results(
         results, str(node.hidden.unique_id), _workflow(node), "finished", _end(results.reason)

@@ -416,8 +416,11 @@ class TrainConfig(Settings):
 
     def fingerprint(self) -> str:
         """Hash of what a saved state depends on; a state goes on only under the same fingerprint."""
-        text = json.dumps(self.state_settings(), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _hash(self.state_settings())
+
+    def setting_hashes(self) -> dict[str, str]:
+        """A short hash of each setting that a saved state depends on, by which changed ones are named."""
+        return {name: _hash(value)[:16] for name, value in self.state_settings().items()}
 
     def state_settings(self) -> dict[str, Any]:
         """What a saved state depends on, by name with dots."""
@@ -428,6 +431,11 @@ class TrainConfig(Settings):
             if known.in_state
             for section, _, name in [known.key.rpartition(".")]
         }
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 NOT_IN_STATE = tuple(known.key for known in TrainConfig.settings() if not known.in_state)
