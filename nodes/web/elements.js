@@ -27,10 +27,13 @@ export function button(text, title, press) {
   return element;
 }
 
-// A view's frame: a line of text above, the stage, buttons below; keys are its own while the mouse is over it.
-export function panel(className, takeKey) {
+const MARGIN = 10; // the canvas takes it off a widget above and below
+
+// A view's frame, at least `height` high: a line of text above, the stage, buttons below; keys are its own while the mouse is over it.
+export function panel(className, height, takeKey) {
   const element = tag("div", {
-    width: "100%", height: "100%", boxSizing: "border-box", padding: "8px", overflow: "hidden",
+    width: "100%", height: "100%", minHeight: `${height - 2 * MARGIN}px`, boxSizing: "border-box",
+    padding: "8px", overflow: "hidden",
     display: "flex", flexDirection: "column", gap: "6px", borderRadius: "6px", background: COLORS.ground,
     color: COLORS.text, font: "13px/1.35 sans-serif", userSelect: "none", outline: "none",
   });

@@ -21,8 +21,9 @@ function arrange(node) {
     if (widget === chosen) continue;
     const hidden = !read.includes(widget.name) && !isLinked(node, widget);
     widget.hidden = hidden; // the canvas asks this
-    widget.options = { ...widget.options, hidden }; // and Vue nodes this
+    widget.options.hidden = hidden; // and Vue nodes this,
   }
+  node.widgets = [...node.widgets]; // when the list is given anew
   node.setSize([node.size[0], node.computeSize()[1]]);
   node.setDirtyCanvas?.(true, true);
 }

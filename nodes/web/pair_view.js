@@ -9,7 +9,7 @@ export class PairView {
   // choose(collection, pair, choice) stores a choice: "left", "right", "skip", or "" to take one back.
   constructor({ url, choose, more }) {
     Object.assign(this, { url, choose });
-    const { element, head, stage, foot } = panel("rlr-pairs", (key) => this.takeKey(key));
+    const { element, head, stage, foot } = panel("rlr-pairs", HEIGHT, (key) => this.takeKey(key));
     Object.assign(this, { element, head });
     this.row = tag("div", { position: "absolute", inset: "0", display: "flex", gap: "8px" });
     stage.append(this.row);

@@ -16,7 +16,7 @@ export class RatingView {
   // save(question, marks) stores marks, next(question) hands them to the run; both are asynchronous.
   constructor({ url, save, next }) {
     Object.assign(this, { url, save });
-    const { element, head, stage, foot } = panel("rlr-rating", (key) => this.takeKey(key));
+    const { element, head, stage, foot } = panel("rlr-rating", HEIGHT, (key) => this.takeKey(key));
     Object.assign(this, { element, head, stage });
     this.grid = tag("div", { position: "absolute", inset: "0", display: "grid", gap: "6px",
       justifyContent: "center", alignContent: "center" });

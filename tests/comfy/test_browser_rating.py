@@ -258,6 +258,8 @@ def test_preferences_are_clicked_and_counted(page, base):
     sides.first.wait_for(timeout=20_000)
     status = page.locator(".rlr-pairs-status")
     assert "2 to go, 0 decided: a cat" in status.inner_text()
+    page.wait_for_timeout(1000)
+    assert all(side.bounding_box()["height"] > 100 for side in sides.all())
     picture(page, "preferences")
     sides.nth(1).click()
     page.locator(".rlr-pairs").hover()
@@ -276,7 +278,9 @@ def test_preferences_are_clicked_and_counted(page, base):
 
 SHOWN = """() => {
   const node = window.app.graph.nodes.find((n) => n.type === "RLR_Method");
-  return { names: node.widgets.filter((w) => !w.hidden).map((w) => w.name), height: node.size[1] };
+  const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
+  return { names: node.widgets.filter((w) => !w.hidden).map((w) => w.name), height: node.size[1],
+    drawn: drawn?.innerText ?? null };
 }"""
 CHOOSE = """(name) => {
   const node = window.app.graph.nodes.find((n) => n.type === "RLR_Method");
@@ -297,6 +301,9 @@ def test_rlr_method_shows_the_settings_of_the_method_chosen(page, server):
         found = page.evaluate(SHOWN)
         assert sorted(found["names"]) == sorted(["method", *methods[name]])
         heights[name] = found["height"]
+        if page.vue:
+            assert ("dpo_beta" in found["drawn"]) == (name == "dpo")
+            assert ("budget" in found["drawn"]) == (name == "adaptive")
         fit(page)
         picture(page, f"method-{name}")
     assert heights["full"] < heights["graft"]
