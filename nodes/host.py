@@ -250,6 +250,16 @@ def send(event: str, data: dict[str, Any]) -> None:
         server.send_sync(event, data, server.client_id)
 
 
+def say(node: str, text: str) -> None:
+    """A text in a node, for the page that queued the run; nothing where there is no server.
+
+    node: its execution id ('7:3' inside a subgraph).
+    """
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_progress_text(text, node, server.client_id)
+
+
 def log(message: str) -> None:
     """A line in ComfyUI's log."""
     logging.info("[RLR] %s", message)

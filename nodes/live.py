@@ -98,6 +98,11 @@ class Live:
         """The run is over: finished, cancelled or failed."""
         self._tell(state=state, message=message)
 
+    def warn(self, message: str) -> None:
+        """A sentence for the log and the view."""
+        host.log(message)
+        self._tell(message=message)
+
     # --- events of the engine ---
 
     def _on_start(self, data: Mapping[str, Any]) -> None:
@@ -129,8 +134,7 @@ class Live:
         self._show(picture=True)
 
     def _on_warning(self, data: Mapping[str, Any]) -> None:
-        host.log(data["message"])
-        self._tell(message=data["message"])
+        self.warn(data["message"])
 
     # --- sending ---
 

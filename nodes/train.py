@@ -1,20 +1,17 @@
-"""RLR Train: the sockets as a TrainConfig, a run folder that is gone on with, and what it leaves."""
+"""RLR Train: its inputs as a TrainConfig; the run itself is in node_run.py."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from rlr_core.config import MethodConfig, TrainConfig, config_from_dict
 from rlr_core.errors import UserError
 from rlr_core.training.check import check_config
 
-from . import host, images, live, names, questions, sockets
+from . import host, names, questions, sampling, sockets
+from .node_run import NodeRun
 from .schema import (
     CATEGORY,
     Node,
@@ -28,8 +25,6 @@ from .schema import (
 )
 
 RESUME, RESTART = "resume", "restart"
-OUTPUTS = 7
-NO_MODEL = "patched_model of RLR Train works with RLR From ComfyUI only: use RLR Apply LoRA on a stock MODEL."
 
 SETTINGS = {
     "steps": "steps",
@@ -97,11 +92,8 @@ class TrainNode(Node):
         base = names.inside(host.runs_folder(), inputs["run_name"])
         config = config_from(inputs)
         check_config(config)
-        person = inputs["reward"].person
-        folder = _train(cls, config, base, inputs["mode"] == RESTART, inputs["model"], person)
-        if person is not None and questions.waiting(folder, config):
-            return _waiting(cls, folder, person)
-        return _outputs(cls, folder, inputs["model"])
+        run = NodeRun(cls, config, inputs["model"], inputs["reward"].person)
+        return run.outputs(base, restart=inputs["mode"] == RESTART)
 
     @classmethod
     def fingerprint_inputs(cls, run_name: str | None = None, **inputs: Any) -> str:
@@ -125,7 +117,7 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
         raise UserError(
             "A person cannot be the judge, who sees hundreds of pictures: connect RLR Rate to reward."
         )
-    data = settings_from(inputs, SETTINGS)
+    data = settings_from(sampling.filled(inputs, model, "sampler_steps", "guidance"), SETTINGS)
     data |= {
         "model": model.path,
         "dtype": model.dtype,
@@ -142,135 +134,6 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
         "batch": inputs["micro_batch"],
     }
     return config_from_dict(data)
-
-
-def _train(
-    node: type,
-    config: TrainConfig,
-    base: Path,
-    restart: bool,
-    model: sockets.Model,
-    person: sockets.Person | None,
-) -> Path:
-    """Bring the run to its last update, or to pictures that a person has to rate, and return its folder; at
-    once where it is there already."""
-    from rlr_core.training.results import find_runs, read_results
-
-    *runs, free = find_runs(base.parent, base.name, config)
-    if restart and person is not None and runs and read_results(runs[-1]).waiting:
-        restart = questions.waiting(runs[-1], config)  # one whose pictures have been rated goes on first
-    folder = free if restart or not runs else runs[-1]
-    config.out = str(folder)
-    if folder in runs and (read_results(folder).done(config) or questions.waiting(folder, config)):
-        return folder
-    for warning in _warnings(config, model):
-        host.log(warning)
-    watcher = live.Live(
-        folder, str(node.hidden.unique_id), _workflow(node), config.evaluation.judge or "", config.reward
-    )
-    advice = _advice(config)
-    tell = (
-        functools.partial(questions.tell, folder, person, _workflow(node)) if person else lambda state: None
-    )
-    tell("working")
-    try:
-        with host.whole_device(advice) as device:
-            _run(config, model, device, watcher, resume=folder in runs)
-    except BaseException as error:
-        tell("stopped")
-        if host.was_cancelled(error):
-            watcher.end("cancelled", "Cancelled. Queue again and it goes on here.")
-        else:
-            watcher.end("failed", str(error))
-        raise
-    if not questions.waiting(folder, config):
-        watcher.end("finished")
-        tell("over")
-    return folder
-
-
-def _run(config: TrainConfig, recipe: sockets.Model, device: Any, watcher: live.Live, resume: bool) -> None:
-    from rlr_core.rewards import load_reward
-    from rlr_core.training.trainer import train
-
-    reward = load_reward(config.reward, **config.reward_options)
-    with host.loaded(recipe, device) as (model, _):
-        host.check_cancel()
-        train(model, reward, config, on_event=watcher, check=host.check_cancel, resume=resume)
-
-
-def _warnings(config: TrainConfig, model: sockets.Model) -> list[str]:
-    """What the settings get wrong about the model without being impossible."""
-    guidance = config.sampler.guidance
-    if isinstance(model, sockets.Native) and model.guidance_kind == "none" and guidance != 1:
-        return [
-            f"{model.name} is distilled and takes no cfg: guidance {guidance:g} is not used; set it to 1."
-        ]
-    return []
-
-
-def _advice(config: TrainConfig) -> str:
-    """What to lower when memory runs out, with the numbers that would be next."""
-    ways = []
-    if config.micro_batch > 1:
-        ways.append(f"micro_batch to {config.micro_batch // 2} (same result, slower)")
-    if not config.gradient_checkpointing:
-        ways.append("gradient_checkpointing on")
-    if config.sampler.width or config.sampler.height:
-        ways.append("width and height")
-    ways.append("the rank or targets of the LoRA")
-    return f"What was done so far is saved; queue again after setting {', or '.join(ways)}."
-
-
-def _workflow(node: type) -> str:
-    """The id of the workflow, so that a view is not drawn into another workflow's node of the same number."""
-    info = node.hidden.extra_pnginfo or {}
-    return str((info.get("workflow") or {}).get("id") or "")
-
-
-def _waiting(node: type, folder: Path, person: sockets.Person) -> io.NodeOutput:
-    """Nothing for the nodes behind yet; what is waited for in the view, the pictures in RLR Rate."""
-    from rlr_core.training.results import read_results
-
-    results = read_results(folder)
-    question = questions.ask(folder, person, _workflow(node))
-    message = questions.sentence(question)
-    view = live.view_of_results(results, str(node.hidden.unique_id), _workflow(node), "waiting", message)
-    live.show(view)
-    return io.NodeOutput(*[ExecutionBlocker(None)] * OUTPUTS, ui={"rlr": [view], "text": [message]})
-
-
-def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
-    """Everything from the run folder, so that a run just finished and one of last week look the same."""
-
-    from rlr_core.common.weights import read_header, read_tensors
-    from rlr_core.training.results import read_results
-
-    results = read_results(folder)
-    chart, pictures = folder / "reward.png", folder / "before_after.png"
-    animation = pictures.with_suffix(".webp")  # of a video model
-    moving = animation.is_file()
-    shown = [host.output_reference(path) for path in (animation if moving else pictures, chart)]
-    lora = sockets.LoraWeights(read_tensors(results.lora), read_header(results.lora).metadata)
-    rewards = [row["reward/mean"] for row in results.metrics if row.get("reward/mean") is not None]
-    view = live.view_of_results(
-        results, str(node.hidden.unique_id), _workflow(node), "finished", _end(results.reason)
-    )
-    live.remember(view)
-    return io.NodeOutput(
-        lora,
-        dataclasses.replace(model, lora=str(results.lora)),
-        images.read_animation(animation) if moving else images.read(pictures),
-        images.read(chart),
-        str(folder),
-        {"loss": [-reward for reward in rewards]},
-        model.patched(lora) if isinstance(model, sockets.Native) else ExecutionBlocker(NO_MODEL),
-        ui={"images": shown, "rlr": [view]} | ({"animated": (True,)} if moving else {}),
-    )
-
-
-def _end(reason: str) -> str:
-    return "" if reason == "finished" else f"Stopped early: {reason}."
 
 
 def train_inputs() -> list[io.Input]:
@@ -300,8 +163,8 @@ def train_inputs() -> list[io.Input]:
         take("samples_per_prompt", max=64),
         take("width", max=2048, step=8),
         take("height", max=2048, step=8),
-        take("sampler_steps", max=200),
-        take("guidance", max=30.0),
+        sampling.steps_input("sampler_steps"),
+        sampling.guidance_input("guidance"),
         take("eta"),
         take("rank", max=256),
         take("seed", max=2**53 - 1, control_after_generate=False),

@@ -179,7 +179,8 @@ class MethodConfig(Settings):
     train_guided: bool = setting(
         False,
         "Learn what the network says with guidance, as the sampler uses it, instead of without: twice the "
-        "cost.",
+        "cost. It ruins methods that push no picture away, such as graft: guided outputs are no mean of "
+        "pictures.",
         methods=FROM_SAMPLES,
     )
     snapshot_decay: float = setting(
@@ -254,13 +255,15 @@ class MethodConfig(Settings):
         step=0.05,
     )
     sample_from: Literal["current", "base"] = setting(
-        "current",
-        "Who makes the pictures to choose from: the model as it is trained so far, or the base model.",
+        "base",
+        "Who makes the pictures to choose from: the base model, or the model as it is trained so far, which "
+        "then also learns its own faults.",
         methods=GRAFTS,
     )
     buffer: int = setting(
-        0,
-        "How many accepted pictures of earlier updates are kept and trained on again.",
+        256,
+        "How many accepted pictures are kept and trained on again, a batch of them at a time; 0 trains on "
+        "those of the update alone.",
         methods=GRAFTS,
         ge=0,
         le=1_000_000,

@@ -131,7 +131,7 @@ def test_d3po_is_the_gradient_of_its_loss(tiny_model):
 @pytest.mark.parametrize("at, step", [(0.25, 2), (0.5, 3), (0.75, 5), (0.0, 1), (1.0, 5)])
 def test_p_graft_trains_and_uses_the_adapter_above_its_state_only(tiny_model, at, step):
     bench = Workbench(tiny_model, steps=6)
-    method = bench.method("p_graft", accept_at=at)
+    method = bench.method("p_graft", accept_at=at, sample_from="current", buffer=0)
     assert method.state_step == step
     batch, everyone = bench.batch([0, 0, 1, 1]), torch.arange(4)
     samples = method.collect(batch, 0)
@@ -164,7 +164,7 @@ def test_graft_can_sample_from_the_base_model(tiny_model):
     bench = Workbench(tiny_model)
     samples = bench.method("graft", sample_from="base").collect(bench.batch([0, 0]), 0)
     with bench.adapter.disabled():
-        truth = bench.method("graft").collect(bench.batch([0, 0]), 0)
+        truth = bench.method("graft", sample_from="current").collect(bench.batch([0, 0]), 0)
     assert torch.equal(samples.latents, truth.latents)
 
 

@@ -153,7 +153,8 @@ def test_reward_weighted_is_the_gradient_of_its_loss(tiny_model):
 @pytest.mark.parametrize("guided", [False, True])
 def test_graft_is_the_gradient_of_the_denoising_loss_on_the_accepted(tiny_model, guided):
     bench = Workbench(tiny_model)
-    method = bench.method("graft", train_guided=guided, accept="top_k", accept_count=3, **ONE_LEVEL)
+    options = {"train_guided": guided, "accept": "top_k", "accept_count": 3, "buffer": 0}
+    method = bench.method("graft", **options, **ONE_LEVEL)
     samples, rewards, _ = moved(bench, method)
     rows = sorted(rewards.argsort(descending=True)[:3].tolist())
     check(bench, method, samples, lambda p: p.error(p.v).mean(), rows)

@@ -12,7 +12,7 @@ VARIANTS = {
     "nft": {"snapshot_decay": 0.5},
     "awm": {"inner_steps": 2},
     "dpo": {"kl_weight": 0.01},
-    "graft": {"buffer": 20},
+    "graft": {"buffer": 20, "sample_from": "current"},
     "p_graft": {"buffer": 4, "sample_from": "base"},
     "reward_weighted": {"advantage": "running_mean"},
     "d3po": {},
