@@ -1,7 +1,7 @@
 """The ComfyUI nodes. What they do is in rlr_core; here sockets become its calls.
 
 engine.py   makes the bundled rlr_core importable
-host.py     all of ComfyUI's runtime: folders, progress, cancel, memory, events
+host.py     ComfyUI's runtime: folders, progress, cancel, memory, events; lora_patches.py: LoRAs on its models
 schema.py   what the nodes' definitions share; sockets.py: what travels between them
 live.py     a run's events as progress bar, preview and live view
 questions.py, pair_questions.py   what a person is asked and has clicked; routes.py: how a page gets at it

@@ -113,7 +113,7 @@ class Native(Model):
 
     def patched(self, lora: dict[str, Any]) -> Any:
         """The MODEL with a LoRA on, as RLR Apply LoRA gives it."""
-        from .lora import put_on
+        from .lora_patches import put_on
 
         return put_on(self.model, None, lora)[0]
 

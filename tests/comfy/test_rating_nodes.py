@@ -221,13 +221,13 @@ def test_every_setting_of_every_method_has_its_input_and_no_other_is_read(module
 def test_a_lora_for_a_part_of_the_steps_is_put_on_for_that_part(module, monkeypatch):
     from rlr_core.errors import UserError
 
-    lora, host = module("lora"), module("host")
+    lora = module("lora_patches")
     weights = module("sockets").LoraWeights({}, {"rlr_start_percent": "0", "rlr_end_percent": "0.5"})
     asked = []
-    monkeypatch.setattr(host, "patch", lambda *arguments: asked.append("all") or (None, None))
-    monkeypatch.setattr(host, "low_rank_changes", lambda model, weights: {})
-    monkeypatch.setattr(host, "sigma_at", lambda model, percent: asked.append(percent) or percent)
-    monkeypatch.setattr(host, "clone_with_wrapper", lambda *arguments: "patched")
+    monkeypatch.setattr(lora, "patch", lambda *arguments: asked.append("all") or (None, None))
+    monkeypatch.setattr(lora, "low_rank_changes", lambda model, weights: {})
+    monkeypatch.setattr(lora, "sigma_at", lambda model, percent: asked.append(percent) or percent)
+    monkeypatch.setattr(lora, "clone_with_wrapper", lambda *arguments: "patched")
     assert lora.put_on("MODEL", None, weights) == ("patched", None) and asked == [0, 0.5]
     asked.clear()
     lora.put_on("MODEL", None, weights, start_percent=0.2, end_percent=0.9)
