@@ -22,6 +22,8 @@ function arrange(node) {
     const hidden = !read.includes(widget.name) && !isLinked(node, widget);
     widget.hidden = hidden; // the canvas asks this
     widget.options.hidden = hidden; // and Vue nodes this,
+    if (hidden) widget.computeSize = () => [0, -4]; // old frontends leave a gap otherwise
+    else delete widget.computeSize;
   }
   node.widgets = [...node.widgets]; // when the list is given anew
   node.setSize([node.size[0], node.computeSize()[1]]);
