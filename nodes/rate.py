@@ -7,9 +7,6 @@ from comfy_api.latest import io
 from . import sockets
 from .schema import CATEGORY, Node, RlrReward, opt
 
-UPDATES_PER_ROUND = 20
-"""tests/reference/rating_rounds.py measures what it is worth."""
-
 
 class RateNode(Node):
     """A person as the reward: RLR Train shows its pictures here, and goes on when they are rated."""
@@ -32,12 +29,13 @@ class RateNode(Node):
                 ),
                 io.Int.Input(
                     "updates_per_round",
-                    default=UPDATES_PER_ROUND,
+                    default=1,
                     min=1,
                     max=1000,
-                    tooltip="Updates from one round of pictures to the next. All but the first follow what "
-                    "was learned from your ratings, as long as that predicts them better than luck; else you "
-                    "are asked again at once.",
+                    tooltip="Updates from one round of pictures to the next. 1 asks every time: use it with "
+                    "the method awm and inner_steps 20. With more, all updates but the first follow what was "
+                    "learned from your ratings, as long as that predicts them better than luck; else you are "
+                    "asked again at once.",
                 ),
             ],
             outputs=[RlrReward.Output(display_name="reward", tooltip="Your taste, for RLR Train's reward.")],
