@@ -5,7 +5,7 @@
 A made-up person has a taste that the run never sees: the upper half of a round is good, the lower bad, and
 15 % of the clicks say the opposite. What counts is the taste's mean on held-out noise, in standard errors of
 the difference between the same pictures before and after; the judge says what became of the captions.
-nodes/rate.py and the workflow rlr-rate have their defaults from here.
+The workflow rlr-rate has its settings from here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import time
 import torch
 from torch import Tensor
 
+from rlr_core.common.pending import Pending
 from rlr_core.common.random_streams import torch_stream
 from rlr_core.config import MethodConfig
 from rlr_core.demo.preset import demo_config
 from rlr_core.demo.scenes import BACKGROUND
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.evaluation.sampling import sample
+from rlr_core.lora import apply_lora
 from rlr_core.rewards import load_reward
 from rlr_core.training.trainer import train
 
@@ -49,23 +51,24 @@ def crowded_left(images: Tensor, prompts: list[str]) -> Tensor:
 
 TASTES = (crowded_left, large)
 WAYS = {
-    "adaptive, 1 update": ({"name": "adaptive"}, 1, 3e-3),
+    "awm, 20 steps on the clicks": ({"name": "awm", "inner_steps": 20}, 1, 1e-3),
+    "awm, 20 steps, 3e-3": ({"name": "awm", "inner_steps": 20}, 1, 3e-3),
+    "awm, 10 steps, 1.5e-3": ({"name": "awm", "inner_steps": 10}, 1, 1.5e-3),
     "adaptive, 10 updates": ({"name": "adaptive"}, 10, 3e-3),
+    "adaptive, 10 updates, 1e-2": ({"name": "adaptive"}, 10, 1e-2),
     "adaptive, 20 updates": ({"name": "adaptive"}, 20, 3e-3),
-    "adaptive, 20 updates, 1e-3": ({"name": "adaptive"}, 20, 1e-3),
-    "awm, 20 steps on the clicks": ({"name": "awm", "inner_steps": 20}, 1, 3e-3),
-    "awm, 20 steps, 1e-3": ({"name": "awm", "inner_steps": 20}, 1, 1e-3),
-    "awm, 20 updates": ({"name": "awm"}, 20, 3e-3),
-    "nft, 20 updates": ({"name": "nft"}, 20, 3e-3),
 }
 """Name -> method, updates a round, learning rate."""
 
 
-def clicks(taste, seed: int):
-    """A person with a taste, who is wrong now and then."""
-    generator = torch_stream(seed, "clicks")
+def clicks(taste, rounds: int, seed: int):
+    """A person with a taste, who is wrong now and then and has had enough after some rounds."""
+    generator, asked = torch_stream(seed, "clicks"), []
 
     def ask(images: Tensor, prompts: list[str]) -> Tensor:
+        if len(asked) == rounds:
+            raise Pending("That is enough.")
+        asked.append(len(images))
         scores = taste(images, prompts)
         marks = torch.where(scores > scores.median(), 1.0, -1.0)
         wrong = torch.rand(len(marks), generator=generator) < WRONG
@@ -80,20 +83,22 @@ def measure(taste, method: dict, updates: int, rate: float, rounds: int, seed: i
     with tempfile.TemporaryDirectory() as folder:
         config = demo_config(f"{folder}/run", seed)
         config.prompts = config.evaluation.prompts = PROMPTS
-        config.steps, config.batch, config.samples_per_prompt = rounds * updates, CLICKS, 4
-        config.method, config.optimizer.learning_rate = MethodConfig(**method), rate
+        config.steps, config.batch, config.samples_per_prompt = 10_000, CLICKS, 4
+        config.method = MethodConfig(**method)
+        config.optimizer = config.optimizer.replace(learning_rate=rate, warmup=0, ema_decay=0.0)
         config.evaluation.every, config.evaluation.samples = 10_000, 2
-        ratings = load_reward("ratings", ask=clicks(taste, seed), clip=False, updates_per_round=updates)
+        ask = clicks(taste, rounds, seed)
+        ratings = load_reward("ratings", ask=ask, clip=False, updates_per_round=updates)
         before = pictures(model, config.sampler)
-        result = train(model, ratings, config)
+        taken = train(model, ratings, config).step
+        apply_lora(model, f"{folder}/run/lora.safetensors")
         after = pictures(model, config.sampler)
-        result.lora.adapter.detach()
     gains = {name: score(after, EACH) - score(before, EACH) for name, score in tastes.items()}
     gain, error = gains["taste"].mean(), gains["taste"].std() / len(EACH) ** 0.5
     spread = tastes["taste"](before, EACH).std()
     return (
         f"{gain / spread:+.2f} deviations, {gain / error:+.1f} standard errors, judge "
-        f"{gains['judge'].mean():+.2f}, {ratings.rounds} rounds"
+        f"{gains['judge'].mean():+.2f}, {taken} updates"
     )
 
 
