@@ -1,9 +1,10 @@
 """The ComfyUI nodes. What they do is in rlr_core; here sockets become its calls.
 
 engine.py   makes the bundled rlr_core importable
-host.py     all of ComfyUI's runtime: folders, progress, cancel, memory, events
+host.py     ComfyUI's runtime: folders, progress, cancel, memory, events; lora_patches.py: LoRAs on its models
 schema.py   what the nodes' definitions share; sockets.py: what travels between them
 live.py     a run's events as progress bar, preview and live view
+questions.py, pair_questions.py   what a person is asked and has clicked; routes.py: how a page gets at it
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ async def comfy_entrypoint():
     """What ComfyUI asks for the nodes."""
     from comfy_api.latest import ComfyExtension
 
-    from . import host
+    from . import host, routes
 
     host.register_folders()
-    host.register_routes()
+    routes.register()
 
     class RLRExtension(ComfyExtension):
         async def get_node_list(self):
@@ -35,7 +36,9 @@ def all_nodes() -> list[type]:
     from .load import LoadCheckpoint
     from .lora import ApplyLora, SaveLora
     from .method import MethodNode
+    from .preferences import PreferencesNode
     from .prompts import PromptsNode, PromptStages
+    from .rate import RateNode
     from .report import TrainingReport
     from .rewards import CombineRewards, RewardNode
     from .sample import SampleNode
@@ -43,6 +46,6 @@ def all_nodes() -> list[type]:
     from .train import TrainNode
 
     return [
-        LoadCheckpoint, PromptsNode, PromptStages, RewardNode, CombineRewards, ScoreImages, MethodNode,
-        TrainNode, SaveLora, ApplyLora, SampleNode, TrainingReport, FromComfy,
+        LoadCheckpoint, PromptsNode, PromptStages, RewardNode, CombineRewards, RateNode, PreferencesNode,
+        ScoreImages, MethodNode, TrainNode, SaveLora, ApplyLora, SampleNode, TrainingReport, FromComfy,
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""All of ComfyUI's runtime that the nodes touch: folders, progress, cancel, memory, events, LoRA patches.
+"""ComfyUI's runtime that the nodes touch: folders, progress, cancel, memory, events.
 
 Names come from workflows, and a workflow may come from a stranger: every path that is made here lies inside
 one of ComfyUI's own folders, whatever the name says.
@@ -178,8 +178,9 @@ def whole_device(advice: str = "Close other programs that use the GPU.") -> Iter
 
 
 @contextmanager
-def loaded(recipe: Any, device: torch.device) -> Iterator[Any]:
-    """The model of an RLR_MODEL socket, with its LoRA on, for the length of the `with`."""
+def loaded(recipe: Any, device: torch.device) -> Iterator[tuple[Any, Any]]:
+    """The model of an RLR_MODEL socket, and the adapter of the LoRA that it wears or None, for the length of
+    the `with`."""
     from rlr_core.diffusion.models.loading import load_model
     from rlr_core.lora.apply import apply_lora
 
@@ -188,16 +189,12 @@ def loaded(recipe: Any, device: torch.device) -> Iterator[Any]:
         from .native.model import running
 
         with running(recipe.family()) as model:
-            if recipe.lora is not None:
-                apply_lora(model, recipe.lora)
-            yield model
+            yield model, None if recipe.lora is None else apply_lora(model, recipe.lora)
         return
     model = load_model(recipe.path, device, recipe.dtype)
     try:
         check_cancel()
-        if recipe.lora is not None:
-            apply_lora(model, recipe.lora)
-        yield model
+        yield model, None if recipe.lora is None else apply_lora(model, recipe.lora)
     finally:
         for part in vars(model).values():
             if isinstance(part, torch.nn.Module):
@@ -263,83 +260,6 @@ def say(node: str, text: str) -> None:
         server.send_progress_text(text, node, server.client_id)
 
 
-def register_routes() -> None:
-    """GET /rlr/runs: what the live view of each node should show, after a page was loaded again."""
-    from aiohttp import web
-
-    from . import live
-
-    server = getattr(PromptServer, "instance", None)
-    if server is None:
-        return
-
-    @server.routes.get("/rlr/runs")
-    async def runs(request):
-        return web.json_response({"runs": live.known_runs()})
-
-
 def log(message: str) -> None:
     """A line in ComfyUI's log."""
     logging.info("[RLR] %s", message)
-
-
-# --- LoRA on ComfyUI's own models ---
-
-
-def patch(model: Any, clip: Any, weights: dict[str, torch.Tensor], on_model: float, on_clip: float) -> tuple:
-    """Copies of a MODEL and a CLIP (each may be None) with a LoRA for all steps, as stock LoraLoader does.
-
-    The part for what is None is left aside.
-    """
-    import comfy.sd
-
-    of_model, of_clip = split_lora(weights)
-    weights = (of_model if model is not None else {}) | (of_clip if clip is not None else {})
-    return comfy.sd.load_lora_for_models(model, clip, weights, on_model, on_clip)
-
-
-def split_lora(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The tensors for the denoiser, and those for text encoders."""
-    from rlr_core.lora.formats import is_text_encoder
-
-    of_clip = {key: tensor for key, tensor in weights.items() if is_text_encoder(key)}
-    return {key: tensor for key, tensor in weights.items() if key not in of_clip}, of_clip
-
-
-def low_rank_changes(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, tuple]:
-    """Module path in the MODEL -> (up, down, alpha) of the denoiser's part of a LoRA.
-
-    Raises UserError if it is no plain LoRA, or if nothing of it has a place.
-    """
-    import comfy.lora
-    import comfy.lora_convert
-
-    of_model, of_clip = split_lora(weights)
-    key_map = comfy.lora.model_lora_keys_unet(model.model, {})
-    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(of_model), key_map)
-    changes = {}
-    for key, adapter in patches.items():
-        parts = getattr(adapter, "weights", None)
-        key = key if isinstance(key, str) else key[0]
-        if getattr(adapter, "name", "") != "lora" or any(part is not None for part in parts[3:]):
-            raise UserError(
-                "Only a plain LoRA can be applied to a part of the steps; apply it to all of them."
-            )
-        changes[key.removesuffix(".weight")] = (parts[0], parts[1], parts[2])
-    if not changes and (of_model or not of_clip):
-        raise UserError("This LoRA was made for another model: none of its parts has a place in it.")
-    return changes
-
-
-def clone_with_wrapper(model: Any, key: str, wrapper: Callable) -> Any:
-    """A copy of a MODEL whose every evaluation goes through wrapper(executor, x, t, *args, **kwargs)."""
-    import comfy.patcher_extension
-
-    copy = model.clone()
-    copy.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, key, wrapper)
-    return copy
-
-
-def sigma_at(model: Any, percent: float) -> float:
-    """The noise level at which this share of the sampling lies behind."""
-    return float(model.get_model_object("model_sampling").percent_to_sigma(percent))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlr_core.training.events import PHASES, Event
-from rlr_core.training.results import decimated
+from rlr_core.training.results import Results, decimated
 from rlr_core.training.run_folder import read_metrics
 
 from . import host, images
@@ -51,6 +51,31 @@ def view_of(folder: Path, node: str, workflow: str, **status: Any) -> dict[str, 
     return {"node": node, "workflow": workflow, "points": points, "samples": samples, **status}
 
 
+def view_of_results(results: Results, node: str, workflow: str, state: str, message: str) -> dict[str, Any]:
+    """All that the live view shows of a run that does not run now."""
+    config, rows = results.config, results.metrics or [{}]
+    return view_of(
+        results.folder,
+        node,
+        workflow,
+        run=results.folder.name,
+        state=state,
+        phase="",
+        step=results.step,
+        steps=config.steps,
+        reward=config.reward,
+        judge=config.evaluation.judge or "",
+        message=message,
+        seconds=rows[-1].get("time/seconds", 0.0),
+    )
+
+
+def show(view: dict[str, Any]) -> None:
+    """Show a whole view, now and on pages that are loaded later."""
+    remember(view)
+    host.send(EVENT, view)
+
+
 class Live:
     """Receives a run's events; an instance is the engine's on_event."""
 
@@ -63,8 +88,7 @@ class Live:
         )  # fmt: skip
         self.progress: host.Progress | None = None
         self._last_sent = 0.0
-        remember(self.view)
-        host.send(EVENT, self.view)
+        show(self.view)
 
     def __call__(self, event: Event) -> None:
         host.check_cancel()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor
 
 from rlr_core.errors import UserError
 
 from . import host, names
+from .lora_patches import put_on
 from .schema import CATEGORY, Node, opt, rare
 
 STRENGTH = {"min": -20.0, "max": 20.0, "step": 0.05}
@@ -79,7 +78,8 @@ class ApplyLora(Node):
             node_id="RLR_ApplyLoRA",
             display_name="RLR Apply LoRA",
             category=CATEGORY,
-            description="Puts a trained LoRA on ComfyUI's own model, for KSampler and every other sampler.",
+            description="Puts a trained LoRA on ComfyUI's own model, for KSampler and every other sampler. "
+            "One that was trained for a part of the steps acts there only.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA was trained on, from a stock "
                     "loader."),
@@ -108,57 +108,6 @@ class ApplyLora(Node):
     ) -> io.NodeOutput:  # fmt: skip
         if start_percent >= end_percent:
             raise UserError("end_percent must be above start_percent.")
-        weights = dict(lora)
-        whole = start_percent <= 0 and end_percent >= 1
-        if whole or strength_model == 0:
-            return io.NodeOutput(*host.patch(model, clip, weights, strength_model, strength_clip))
-        changes = host.low_rank_changes(model, weights)
-        first, last = host.sigma_at(model, start_percent), host.sigma_at(model, end_percent)
-        wrapper = _for_a_part(changes, strength_model, first, last)
-        changed_clip = host.patch(None, clip, weights, 0.0, strength_clip)[1] if clip is not None else None
-        return io.NodeOutput(host.clone_with_wrapper(model, f"rlr_lora_{id(wrapper)}", wrapper), changed_clip)
-
-
-def _for_a_part(changes: dict[str, tuple], strength: float, first: float, last: float) -> Callable:
-    """A wrapper that adds strength * alpha / rank * up down x to each module while last < sigma <= first.
-
-    The weights themselves stay as they are, so that it works beside every other patch and offloading.
-    """
-    held: dict[tuple, tuple[Tensor, Tensor]] = {}  # copies on the device, made at the first use
-
-    def adding(path: str) -> Callable:
-        up, down, alpha = changes[path]
-        scale = strength * (1.0 if alpha is None else float(alpha) / down.shape[0])
-
-        def hook(module: Any, inputs: tuple, output: Tensor) -> Tensor:
-            x = inputs[0]
-            key = (path, x.device, x.dtype)
-            if key not in held:
-                held[key] = (up.to(x.device, x.dtype), down.to(x.device, x.dtype))
-            return output + scale * _low_rank(module, x, *held[key])
-
-        return hook
-
-    def wrapper(executor: Callable, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        sigma = float(t.max())
-        if not last < sigma <= first:
-            return executor(x, t, *args, **kwargs)
-        network = executor.class_obj
-        hooks = [network.get_submodule(path).register_forward_hook(adding(path)) for path in changes]
-        try:
-            return executor(x, t, *args, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    return wrapper
-
-
-def _low_rank(module: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """up down x for a linear layer, or for a convolution, whose stride and padding the first half takes."""
-    if getattr(module, "kernel_size", None) is None:
-        return F.linear(F.linear(x, down.flatten(1)), up.flatten(1))
-    down = down if down.ndim == 4 else down[:, :, None, None]
-    up = up if up.ndim == 4 else up[:, :, None, None]
-    inner = F.conv2d(x, down, None, module.stride, module.padding, module.dilation, module.groups)
-    return F.conv2d(inner, up)
+        return io.NodeOutput(
+            *put_on(model, clip, lora, strength_model, strength_clip, start_percent, end_percent)
+        )

@@ -136,10 +136,12 @@ class CombineRewards(Node):
     def run(cls, mode: str, normalize: bool, **inputs: Any) -> io.NodeOutput:
         parts: list[dict[str, Any]] = []
         weights: list[float] = []
+        people: list[sockets.Person] = []
         for number in range(1, cls.PARTS + 1):
             reward, weight = inputs[f"reward_{number}"], inputs[f"weight_{number}"]
             if reward is None:
                 continue
+            people += [reward.person] if reward.person is not None else []
             if reward.name == "combine":
                 if (reward.options["mode"], reward.options["normalize"]) != (mode, normalize):
                     raise UserError(
@@ -152,5 +154,7 @@ class CombineRewards(Node):
                 weights.append(weight)
         if len(parts) > MOST_PARTS:
             raise UserError(f"{len(parts)} rewards are too many; combine at most {MOST_PARTS}.")
+        if len(people) > 1:
+            raise UserError("One RLR Rate is enough: several would ask about the same pictures.")
         options = {"rewards": parts, "mode": mode, "normalize": normalize, "weights": weights}
-        return io.NodeOutput(sockets.Reward("combine", options))
+        return io.NodeOutput(sockets.Reward("combine", options, people[0] if people else None))

@@ -77,7 +77,14 @@ def _draw(
     sampler = SamplerConfig(**settings_from(inputs, SETTINGS)["sampler"], stage_boundaries=boundaries)
     seeds = range(seed, seed + len(texts))
     report = host.Progress(len(texts)).counting()
-    with host.loaded(model, device) as loaded:
+    with host.loaded(model, device) as (loaded, adapter):
         return sample(
-            loaded, texts, seeds, sampler, batch=inputs["batch"], on_progress=report, check=host.check_cancel
+            loaded,
+            texts,
+            seeds,
+            sampler,
+            adapter=adapter,
+            batch=inputs["batch"],
+            on_progress=report,
+            check=host.check_cancel,
         )

@@ -60,27 +60,27 @@ class ScoreImages(Node):
             raise UserError(
                 f"There are {len(prompts)} prompts for {count} pictures: write one, or one for each."
             )
-        with host.whole_device("Lower batch, or score fewer pictures.") as device:
-            scores = _score(images, reward, prompts, batch, device)
+        scores = scores_of(images, reward, prompts, batch)
         order = torch.argsort(scores, descending=True, stable=True)
         report = _report(reward.name, scores, order)
         return io.NodeOutput(scores.tolist(), images[order], images[order[:1]], report, ui={"text": [report]})
 
 
-def _score(pictures: Any, recipe: Any, prompts: list[str], batch: int, device: Any) -> torch.Tensor:
+def scores_of(pictures: Any, recipe: sockets.Reward, prompts: list[str], batch: int) -> torch.Tensor:
+    """Scores [N] of an IMAGE of N pictures."""
     from rlr_core.rewards import load_reward
 
-    reward = load_reward(recipe.name, **recipe.options).to(device)
-    reward.prepare(list(dict.fromkeys(prompts)))
-    report = host.Progress(len(prompts)).counting()
-    pixels = images.to_engine(pictures)
     scores = []
-    with torch.no_grad():
+    with host.whole_device("Lower batch, or score fewer pictures.") as device, torch.no_grad():
+        reward = load_reward(recipe.name, **recipe.options).to(device)
+        reward.prepare(list(dict.fromkeys(prompts)))
+        report = host.Progress(len(prompts)).counting()
+        pixels = images.to_engine(pictures)
         for start in range(0, len(prompts), batch):
             report(start, len(prompts))
             part = slice(start, start + batch)
             scores.append(reward(pixels[part].to(device), prompts[part]).cpu())
-    report(len(prompts), len(prompts))
+        report(len(prompts), len(prompts))
     return torch.cat(scores)
 
 

@@ -112,10 +112,10 @@ class Native(Model):
         )
 
     def patched(self, lora: dict[str, Any]) -> Any:
-        """The MODEL with a LoRA on, as stock LoraLoader gives it."""
-        import comfy.sd
+        """The MODEL with a LoRA on, as RLR Apply LoRA gives it."""
+        from .lora_patches import put_on
 
-        return comfy.sd.load_lora_for_models(self.model, None, dict(lora), 1.0, 0.0)[0]
+        return put_on(self.model, None, lora)[0]
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,23 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Person:
+    """Whoever rates the pictures, and where."""
+
+    node: str
+    """Execution id of the RLR Rate node that shows them."""
+    mode: str
+    """How: 'pictures' or 'pairs'."""
+
+
+@dataclass(frozen=True)
 class Reward:
     """RLR_REWARD: a reward's name and its options."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    person: Person | None = None
+    """Who is asked, where the reward is or holds a person's ratings."""
 
 
 class LoraWeights(dict):

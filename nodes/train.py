@@ -1,19 +1,17 @@
-"""RLR Train: the sockets as a TrainConfig, a run folder that is gone on with, and what it leaves."""
+"""RLR Train: its inputs as a TrainConfig; the run itself is in node_run.py."""
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
 from rlr_core.config import MethodConfig, TrainConfig, config_from_dict
 from rlr_core.errors import UserError
 from rlr_core.training.check import check_config
 
-from . import host, images, live, names, sampling, sockets
+from . import host, names, questions, sampling, sockets
+from .node_run import NodeRun
 from .schema import (
     CATEGORY,
     Node,
@@ -26,11 +24,7 @@ from .schema import (
     settings_from,
 )
 
-if TYPE_CHECKING:
-    from rlr_core.training.results import Results
-
 RESUME, RESTART = "resume", "restart"
-NO_MODEL = "patched_model of RLR Train works with RLR From ComfyUI only: use RLR Apply LoRA on a stock MODEL."
 
 SETTINGS = {
     "steps": "steps",
@@ -98,8 +92,13 @@ class TrainNode(Node):
         base = names.inside(host.runs_folder(), inputs["run_name"])
         config = config_from(inputs)
         check_config(config)
-        folder = _train(cls, config, base, inputs["mode"] == RESTART, inputs["model"])
-        return _outputs(cls, folder, inputs["model"])
+        run = NodeRun(cls, config, inputs["model"], inputs["reward"].person)
+        return run.outputs(base, restart=inputs["mode"] == RESTART)
+
+    @classmethod
+    def fingerprint_inputs(cls, run_name: str | None = None, **inputs: Any) -> str:
+        """A run whose pictures were rated goes on; run_name is None where it comes through a link."""
+        return questions.answered(run_name)
 
 
 def config_from(inputs: dict[str, Any]) -> TrainConfig:
@@ -114,6 +113,10 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
             "RLR Train starts from a model without a LoRA: connect RLR Load Checkpoint or RLR From ComfyUI."
         )
     judge = inputs["judge"]
+    if judge is not None and judge.person is not None:
+        raise UserError(
+            "A person cannot be the judge, who sees hundreds of pictures: connect RLR Rate to reward."
+        )
     data = settings_from(sampling.filled(inputs, model, "sampler_steps", "guidance"), SETTINGS)
     data |= {
         "model": model.path,
@@ -131,102 +134,6 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
         "batch": inputs["micro_batch"],
     }
     return config_from_dict(data)
-
-
-def _train(node: type, config: TrainConfig, base: Path, restart: bool, model: sockets.Model) -> Path:
-    """Bring the run to its last update and return its folder; at once where it is there already."""
-    from rlr_core.training.results import find_runs, read_results
-
-    *runs, free = find_runs(base.parent, base.name, config)
-    folder = free if restart or not runs else runs[-1]
-    config.out = str(folder)
-    if folder in runs and read_results(folder).done(config):
-        return folder
-    watcher = live.Live(
-        folder, str(node.hidden.unique_id), _workflow(node), config.evaluation.judge or "", config.reward
-    )
-    for warning in sampling.warnings(model, config.sampler.guidance):
-        watcher.warn(warning)
-    advice = _advice(config)
-    try:
-        with host.whole_device(advice) as device:
-            _run(config, model, device, watcher, resume=folder in runs)
-    except BaseException as error:
-        if host.was_cancelled(error):
-            watcher.end("cancelled", "Cancelled. Queue again and it goes on here.")
-        else:
-            watcher.end("failed", str(error))
-        raise
-    watcher.end("finished")
-    return folder
-
-
-def _run(config: TrainConfig, recipe: sockets.Model, device: Any, watcher: live.Live, resume: bool) -> None:
-    from rlr_core.rewards import load_reward
-    from rlr_core.training.trainer import train
-
-    reward = load_reward(config.reward, **config.reward_options)
-    with host.loaded(recipe, device) as model:
-        host.check_cancel()
-        train(model, reward, config, on_event=watcher, check=host.check_cancel, resume=resume)
-
-
-def _advice(config: TrainConfig) -> str:
-    """What to lower when memory runs out, with the numbers that would be next."""
-    ways = []
-    if config.micro_batch > 1:
-        ways.append(f"micro_batch to {config.micro_batch // 2} (same result, slower)")
-    if not config.gradient_checkpointing:
-        ways.append("gradient_checkpointing on")
-    if config.sampler.width or config.sampler.height:
-        ways.append("width and height")
-    ways.append("the rank or targets of the LoRA")
-    return f"What was done so far is saved; queue again after setting {', or '.join(ways)}."
-
-
-def _workflow(node: type) -> str:
-    """The id of the workflow, so that a view is not drawn into another workflow's node of the same number."""
-    info = node.hidden.extra_pnginfo or {}
-    return str((info.get("workflow") or {}).get("id") or "")
-
-
-def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
-    """Everything from the run folder, so that a run just finished and one of last week look the same."""
-
-    from rlr_core.common.weights import read_header, read_tensors
-    from rlr_core.training.results import read_results
-
-    results = read_results(folder)
-    chart, pictures = folder / "reward.png", folder / "before_after.png"
-    animation = pictures.with_suffix(".webp")  # of a video model
-    moving = animation.is_file()
-    shown = [host.output_reference(path) for path in (animation if moving else pictures, chart)]
-    lora = sockets.LoraWeights(read_tensors(results.lora), read_header(results.lora).metadata)
-    rewards = [row["reward/mean"] for row in results.metrics if row.get("reward/mean") is not None]
-    view = live.view_of(
-        folder, str(node.hidden.unique_id), _workflow(node), run=folder.name, state="finished", phase="",
-        step=results.step, steps=results.config.steps, reward=results.config.reward,
-        judge=results.config.evaluation.judge or "", message=_end(results, model),
-        seconds=(results.metrics or [{}])[-1].get("time/seconds", 0.0),
-    )  # fmt: skip
-    live.remember(view)
-    return io.NodeOutput(
-        lora,
-        dataclasses.replace(model, lora=str(results.lora)),
-        images.read_animation(animation) if moving else images.read(pictures),
-        images.read(chart),
-        str(folder),
-        {"loss": [-reward for reward in rewards]},
-        model.patched(lora) if isinstance(model, sockets.Native) else ExecutionBlocker(NO_MODEL),
-        ui={"images": shown, "rlr": [view]} | ({"animated": (True,)} if moving else {}),
-    )
-
-
-def _end(results: Results, model: sockets.Model) -> str:
-    """What the live view says of a run that is over; '' is its own word for one that went to its end."""
-    early = "" if results.reason == "finished" else f"Stopped early: {results.reason}."
-    wrong = sampling.warnings(model, results.config.sampler.guidance)
-    return " ".join([early or "Finished.", *wrong]) if wrong else early
 
 
 def train_inputs() -> list[io.Input]:

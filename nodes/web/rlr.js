@@ -6,27 +6,12 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { isOf, nodeOf } from "./graph.js";
 import { View, HEIGHT } from "./view.js";
 
 const NODE = "RLR_Train";
 const states = new Map(); // execution id -> what its view shows
 const views = new WeakMap(); // node -> View
-
-function rootGraph() {
-  return app.rootGraph ?? app.graph;
-}
-
-// Ids inside subgraphs are numbers or strings, depending on the version.
-function nodeAt(executionId) {
-  let graph = rootGraph();
-  let node = null;
-  for (const part of String(executionId).split(":")) {
-    if (!graph) return null;
-    node = graph.getNodeById(Number(part)) ?? graph.getNodeById(part);
-    graph = node?.subgraph;
-  }
-  return node;
-}
 
 // The pictures of the finished run, and not the last preview, which would otherwise stay in front of them.
 // Vue nodes draw from the page's store, the canvas from app.
@@ -40,11 +25,8 @@ function dropPreview(node, executionId) {
 }
 
 function show(state) {
-  const here = rootGraph()?.id;
-  if (state.workflow && here && state.workflow !== here) return; // another workflow's node of this number
-  const node = nodeAt(state.node);
-  if (!node) return;
-  views.get(node)?.show(state);
+  const node = nodeOf(state);
+  if (node) views.get(node)?.show(state);
 }
 
 function take(news) {
@@ -81,7 +63,7 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if ((node.comfyClass ?? node.type) !== NODE) return;
+    if (!isOf(node, NODE)) return;
     const view = new View();
     const widget = node.addDOMWidget("rlr_live_view", "rlr_live_view", view.element, {
       serialize: false,

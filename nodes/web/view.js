@@ -17,6 +17,7 @@ const PICTURE = /^data:image\/(jpeg|webp);base64,/; // a still, or a video's fra
 const STATES = {
   running: "#4c9be8",
   finished: "#3fb37f",
+  waiting: "#b07ce8",
   cancelled: "#d9a93a",
   failed: "#e05555",
   idle: "#777777",
@@ -136,7 +137,7 @@ export class View {
 function sentence(state) {
   if (state.state === "idle") return "The curve and samples appear here when the training runs.";
   const place = `update ${state.step} of ${state.steps}`;
-  if (state.state === "failed" || state.state === "cancelled") return `${place}: ${state.message}`;
+  if (["failed", "cancelled", "waiting"].includes(state.state)) return `${place}: ${state.message}`;
   if (state.state === "finished") return `${state.run}: ${place}. ${state.message || "Finished."}`;
   const within = state.phase ? ` · ${state.phase}${state.total ? ` ${state.done} of ${state.total}` : ""}` : "";
   return `${place}${within}${state.message ? ` · ${state.message}` : ""}`;

@@ -17,6 +17,7 @@ from rlr_core.cli.bench import add_bench
 from rlr_core.cli.correct import add_correct
 from rlr_core.cli.diagnose import add_diagnose
 from rlr_core.cli.listing import add_list
+from rlr_core.cli.pairs import add_pairs
 from rlr_core.cli.sample import add_evaluate, add_sample
 from rlr_core.cli.score import add_score
 from rlr_core.cli.train import add_demo, add_train
@@ -29,6 +30,7 @@ COMMANDS = (
     add_evaluate,
     add_list,
     add_score,
+    add_pairs,
     add_diagnose,
     add_bench,
     add_correct,

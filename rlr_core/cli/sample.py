@@ -77,14 +77,14 @@ def sample(args: argparse.Namespace) -> int:
     folder = Path(args.out).expanduser()
     require_free(folder)
     model = _model(config)
-    if args.lora is not None:
-        _apply(model, args)
+    adapter = None if args.lora is None else _apply(model, args)
     each = [prompt for prompt in prompts for _ in seeds]
     images = sampling.sample(
         model,
         each,
         seeds * len(prompts),
         config.sampler,
+        adapter=adapter,
         batch=config.evaluation.batch,
         on_progress=Counter("sampling"),
     )
@@ -113,17 +113,24 @@ def evaluate(args: argparse.Namespace) -> int:
         names["judge"] = f"judge: {config.evaluation.judge}"
         rewards["judge"] = load_reward(config.evaluation.judge, **config.evaluation.judge_options)
     model = _model(config)
+    adapter = None if args.lora is None else _apply(model, args)
 
     def measure(what: str):
         return sampling.evaluate(
-            model, rewards, prompts, config.sampler, samples=config.evaluation.samples, seed=config.seed,
-            batch=config.evaluation.batch, on_progress=Counter(what),
-        )  # fmt: skip
+            model,
+            rewards,
+            prompts,
+            config.sampler,
+            adapter=adapter,
+            samples=config.evaluation.samples,
+            seed=config.seed,
+            batch=config.evaluation.batch,
+            on_progress=Counter(what),
+        )
 
-    if args.lora is None:
+    if adapter is None:
         print(comparison(measure("evaluating"), None, names))
         return 0
-    adapter = _apply(model, args)
     with adapter.disabled():
         before = measure("without the LoRA")
     print(comparison(before, measure("with the LoRA"), names))

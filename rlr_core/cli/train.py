@@ -108,7 +108,9 @@ def _run(config: TrainConfig, resume: bool) -> int:
             result = train(model, reward, config, on_event=progress, resume=resume)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_how_to_go_on(config)) from None
-    if result.metrics:
+    if result.waiting:
+        print(f"{result.reason}\nGo on with: rlr train --resume {shlex.quote(config.out)}")
+    elif result.metrics:
         print(_report(config, result))
     return 0
 

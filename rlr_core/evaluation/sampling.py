@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlr_core.diffusion.models.base import DiffusionModel
+    from rlr_core.lora.attach import Adapter
 
 OnProgress = Callable[[int, int], None]
 """Told how many pictures are done, and of how many."""
@@ -29,6 +30,7 @@ def sample(
     seeds: Sequence[int],
     sampler: SamplerConfig | None = None,
     *,
+    adapter: Adapter | None = None,
     batch: int = 8,
     on_progress: OnProgress | None = None,
     check: Callable[[], None] | None = None,
@@ -36,15 +38,18 @@ def sample(
     """Pictures [N, 3, H, W] in [0, 1] on the CPU, picture i of prompt i and seed i.
 
     check: called before every evaluation of the denoiser; may raise to stop there. prompts: as in
-    TrainConfig.prompts. A picture does not depend on its batch. Raises UserError where there
-    is not one seed, from 0 on, for every prompt.
+    TrainConfig.prompts. adapter: the one in the model, which then acts in its part of the steps only; without
+    it an adapter acts in all of them. A picture does not depend on its batch. Raises UserError where there is
+    not one seed, from 0 on, for every prompt.
     """
     if len(prompts) != len(seeds):
         raise UserError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}.")
     if any(seed < 0 for seed in seeds):
         raise UserError(f"Seeds start at 0; {min(seeds)} is none.")
     places = list(range(len(seeds)))
-    measured = _measure(model, {}, prompts, places, seeds, sampler, batch, len(seeds), on_progress, check)
+    measured = _measure(
+        model, {}, prompts, places, seeds, sampler, batch, len(seeds), on_progress, check, adapter
+    )
     return measured.images
 
 
@@ -54,6 +59,7 @@ def evaluate(
     prompts: Sequence[Any],
     sampler: SamplerConfig | None = None,
     *,
+    adapter: Adapter | None = None,
     samples: int = 32,
     seed: int = 0,
     batch: int = 8,
@@ -63,15 +69,15 @@ def evaluate(
     """Score `samples` pictures of the model by every reward, as a training run does its held-out ones.
 
     rewards: rewards, names or callables by the name that their scores get. prompts: as in
-    TrainConfig.prompts. Every prompt gets two pictures or more; the same prompts, samples and seed give the
-    same pictures, so that `difference` can compare two models picture by picture.
+    TrainConfig.prompts. adapter: as for `sample`. Every prompt gets two pictures or more; the same prompts,
+    samples and seed give the same pictures, so that `difference` can compare two models picture by picture.
     """
     prompts = read_prompts(prompts)
     places, seeds = measures.plan(len(prompts), samples, seed)
     loaded = {name: load_reward(reward).to(model.device) for name, reward in rewards.items()}
     for reward in loaded.values():
         reward.prepare([prompts[place].text for place in dict.fromkeys(places)])
-    return _measure(model, loaded, prompts, places, seeds, sampler, batch, keep, on_progress)
+    return _measure(model, loaded, prompts, places, seeds, sampler, batch, keep, on_progress, adapter=adapter)
 
 
 def _measure(
@@ -85,6 +91,7 @@ def _measure(
     keep: int,
     on_progress: OnProgress | None,
     check: Callable[[], None] | None = None,
+    adapter: Adapter | None = None,
 ) -> Evaluation:
     """Picture i is of prompt places[i] and of seed seeds[i]."""
     sampler = sampler or SamplerConfig()
@@ -92,6 +99,8 @@ def _measure(
     book = PromptBook(model, chosen, sampler.negative_prompt, sampler.stage_boundaries)
     chain = Chain(model, model.schedule(sampler), sampler.guidance)
     chain.on_evaluation = check
+    if adapter is not None:
+        chain.base, chain.base_steps = adapter.disabled, round((1 - adapter.end_percent) * chain.T)
     shape = model.latent_shape(
         sampler.height or model.default_size[0], sampler.width or model.default_size[1], sampler.frames
     )

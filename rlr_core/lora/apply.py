@@ -9,7 +9,7 @@ import torch
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
 from rlr_core.lora.attach import Adapter, attach_to, check_free
-from rlr_core.lora.formats import LoraFile, LoraModule, is_text_encoder, load_lora
+from rlr_core.lora.formats import LoraFile, LoraModule, acts, is_text_encoder, load_lora
 from rlr_core.lora.names import layers_by_file_name
 
 
@@ -37,6 +37,7 @@ def apply_lora(model: DiffusionModel, path: str | Path, strength: float = 1.0) -
         adapter.detach()
         raise UserError(f"{path} was made for another model than {model.name}: {error}") from error
     adapter.strength = strength
+    adapter.end_percent = acts(file.metadata)[1]
     return adapter
 
 

@@ -27,6 +27,8 @@ class Adapter:
         self.model = model
         self.layers = layers
         self._strength = 1.0
+        self.end_percent = 1.0
+        """Share of the sampling, from the noise on, in which it acts; the base model does the rest."""
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """'<layer name>.lora_A.weight' and '....lora_B.weight' -> parameter, in the order of the layers."""

@@ -173,6 +173,16 @@ def _alpha(modules: Mapping[str, LoraModule]) -> float:
 # --- metadata ---
 
 
+def acts(metadata: Mapping[str, str]) -> tuple[float, float]:
+    """The part of the sampling in which a file's LoRA acts, as shares from the noise on: all of it, (0, 1),
+    but for methods that train a part of the chain only."""
+    try:
+        start, end = float(metadata["rlr_start_percent"]), float(metadata["rlr_end_percent"])
+    except (KeyError, ValueError):
+        return 0.0, 1.0
+    return (start, end) if 0 <= start < end <= 1 else (0.0, 1.0)
+
+
 def _header(
     adapter: Adapter, modules: Mapping[str, LoraModule], metadata: Mapping[str, object]
 ) -> dict[str, str]:

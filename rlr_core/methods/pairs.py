@@ -30,8 +30,8 @@ class Pairs:
 
 
 def save_pairs(path: str | Path, preferred: Tensor, rejected: Tensor, prompts: Sequence[str]) -> Path:
-    """Write a file of preferences. preferred, rejected: pictures [N, 3, H, W] in [0, 1]. Raises UserError
-    where shapes differ or the disk refuses."""
+    """Write a file of preferences. preferred, rejected: pictures [N, 3, H, W], in [0, 1] or as 8-bit numbers.
+    Raises UserError where shapes differ or the disk refuses."""
     from safetensors.torch import save_file
 
     if preferred.shape != rejected.shape or preferred.ndim != 4 or len(preferred) != len(prompts):
@@ -40,10 +40,7 @@ def save_pairs(path: str | Path, preferred: Tensor, rejected: Tensor, prompts: S
             f"{list(preferred.shape)}, {list(rejected.shape)} and {len(prompts)} prompts."
         )
     pictures = {"preferred": preferred, "rejected": rejected}
-    tensors = {
-        name: (value.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-        for name, value in pictures.items()
-    }
+    tensors = {name: _as_bytes(value.detach().cpu()) for name, value in pictures.items()}
     path = Path(path).expanduser()
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"prompts": json.dumps(list(prompts))})
@@ -77,3 +74,9 @@ def load_pairs(path: str | Path) -> Pairs:
     ):
         raise UserError(f"{str(path)!r} has {len(prompts)} prompts for {len(preferred)} pairs.")
     return Pairs(preferred, rejected, prompts)
+
+
+def _as_bytes(pictures: Tensor) -> Tensor:
+    if pictures.dtype == torch.uint8:
+        return pictures
+    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)

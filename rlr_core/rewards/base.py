@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +61,9 @@ class Reward(ABC):
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Called once with every prompt of the run: embed them and drop the text tower."""
+
+    def keep_in(self, folder: Path) -> None:
+        """Called once with the run's folder, for what a reward keeps on the disk."""
 
     def begin_update(self) -> None:
         """Called at the start of every update, before its pictures are scored.

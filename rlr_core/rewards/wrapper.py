@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -46,6 +47,10 @@ class Wrapper(Reward):
     def prepare(self, prompts: Sequence[str]) -> None:
         for reward in self._everyone():
             reward.prepare(prompts)
+
+    def keep_in(self, folder: Path) -> None:
+        for reward in self.rewards.values():
+            reward.keep_in(folder)
 
     def begin_update(self) -> None:
         for reward in self.rewards.values():

@@ -46,6 +46,11 @@ class TrainResult:
     before: Evaluation | None
     after: Evaluation | None
 
+    @property
+    def waiting(self) -> bool:
+        """Whether it ended because scores have to come from outside."""
+        return self.reason not in (FINISHED, JUDGE_DROPPED)
+
 
 def write_lora(parts: Parts, folder: RunFolder | None, step: int, reason: str) -> TrainedLora:
     """Write the adapter as it stands, and how the run came to an end, to the run folder."""

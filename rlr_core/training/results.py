@@ -23,7 +23,8 @@ class Results:
     step: int
     """Updates that are written down."""
     reason: str
-    """How it came to its end: 'finished', 'the judge dropped', 'interrupted'; '' while there is no LoRA."""
+    """How it came to its end: 'finished', 'the judge dropped', 'interrupted', or what it waits for; '' while
+    there is no LoRA."""
     lora_step: int
     """Updates that the LoRA has had; 0 while there is none."""
 
@@ -31,6 +32,11 @@ class Results:
     def lora(self) -> Path:
         """The LoRA, or the LoRA so far."""
         return self.folder / LORA
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it ended because scores have to come from outside."""
+        return self.reason not in ("", "finished", "the judge dropped", "interrupted")
 
     def done(self, config: TrainConfig) -> bool:
         """Whether the run has nothing left to do under `config`, which may ask for more steps than its own.

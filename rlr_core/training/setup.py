@@ -72,6 +72,7 @@ def build(
     if judge is not None:
         judge = _loaded(judge, settings.judge, settings.judge_options).to(model.device)
     config = _as_it_runs(config, model, reward, judge)
+    reward.keep_in(Path(config.out).expanduser())
     world, interrupts = World(), Interrupts(check)
 
     sampler = config.sampler

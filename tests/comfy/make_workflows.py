@@ -54,6 +54,22 @@ LAYOUT: dict[str, dict[str, Any]] = {
                    "pictures of captions that training never sees.\n\nCancel and Run again: it goes on. "
                    "Raise *steps* and it goes on, too.")],
     },
+    "rlr-rate": {
+        "nodes": {
+            "1": (40, 60, 320, 90), "2": (40, 210, 320, 190), "4": (40, 460, 320, 202),
+            "3": (420, 60, 640, 860), "7": (420, 980, 640, 310), "5": (1120, 60, 460, 1290),
+            "6": (1640, 60, 560, 560),
+        },
+        "titles": {"3": "Rate: you are the reward", "4": "Judge: not trained for", "6": "Before and after",
+                   "7": "Method: many steps on each round"},
+        "notes": [(40, 722, 320, 330,
+                   "**Press Run.** Sixteen pictures appear in *Rate*. Mark those you like with a click "
+                   "and those you do not with two, by whatever taste you have: on the left, large. Press "
+                   "**Next**: the model learns your taste, makes new pictures and asks again.\n\nTwo or "
+                   "three rounds are enough to see it. Clicks are stored at once: reload the page, restart "
+                   "ComfyUI, press Cancel, nothing is lost.\n\n*steps* is the number of rounds: raise it to "
+                   "be asked again. If the pictures fall apart, lower *learning_rate*.")],
+    },
     "rlr-sd15-aesthetic": {
         "nodes": {
             "1": (40, 60, 340, 90), "2": (40, 210, 340, 260), "3": (40, 530, 340, 202),

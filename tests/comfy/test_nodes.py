@@ -27,7 +27,7 @@ def sockets_of(run):
 
 
 def test_every_node_explains_itself(pack):
-    assert len(pack) == 13
+    assert len(pack) == 15
     for node in pack.values():
         schema = node.GET_SCHEMA()
         assert schema.category == "RLR" and schema.display_name.startswith("RLR ") and schema.description

@@ -14,7 +14,7 @@ from reference.rewards_tiny import hugging_face_clip, pictures, save, videos
 from rlr_core.common.pending import Pending
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward
-from rlr_core.rewards.ratings import ridge
+from rlr_core.rewards.rating_head import ridge
 
 
 @pytest.fixture(autouse=True)
@@ -361,9 +361,8 @@ def test_a_callback_that_answers_too_little_is_named():
 
 
 def test_there_must_be_one_way_to_ask():
-    for options in ({}, {"ask": likes_red, "folder": "x"}):
-        with pytest.raises(UserError, match=r"either ask= .* or folder="):
-            load_reward("ratings", **options)
+    with pytest.raises(UserError, match=r"ask= .* or folder= .* not both"):
+        load_reward("ratings", ask=likes_red, folder="x")
 
 
 def test_numbers_from_outside_are_handed_out_in_order():

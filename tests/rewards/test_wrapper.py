@@ -1,6 +1,7 @@
 """A reward that holds rewards passes on everything that a reward is asked and tells."""
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,9 @@ class Probe(Reward):
     def prepare(self, prompts):
         self.calls.append(("prepare", prompts))
 
+    def keep_in(self, folder):
+        self.calls.append(("keep_in", folder))
+
     def begin_update(self):
         self.calls.append(("begin_update",))
 
@@ -84,6 +88,11 @@ def _prepares(wrapper, probe, images):
     assert probe.calls == probe.surrogate.calls == [("prepare", ["a", "b"])]
 
 
+def _keeps_in(wrapper, probe, images):
+    wrapper.keep_in(Path("run"))
+    assert probe.calls == [("keep_in", Path("run"))]
+
+
 def _begins(wrapper, probe, images):
     wrapper.begin_update()
     assert probe.calls == [("begin_update",)]
@@ -117,6 +126,7 @@ def _restores_state(wrapper, probe, images):
 METHODS = {
     "to": _moves,
     "prepare": _prepares,
+    "keep_in": _keeps_in,
     "begin_update": _begins,
     "after_update": _ends,
     "score": _scores,

@@ -74,6 +74,7 @@ def test_a_run_that_waits_goes_on_as_if_the_scores_had_been_there(tmp_path):
         def score(self, images, prompts):
             return redness(images, prompts).detach()
 
+    assert not result.waiting
     straight = settings(tmp_path / "straight")
     train(TinyFlow(), Knows(), straight, judge=redness_judge)
     for name, tensor in weights(tmp_path / "straight").items():
@@ -89,5 +90,5 @@ def learned(folder):
 def test_a_run_that_waits_has_its_state_and_its_lora_so_far(tmp_path):
     config = settings(tmp_path / "run")
     result = train(TinyFlow(), Person(), config, judge=redness_judge)
-    assert result.step == 0 and (tmp_path / "run/state/state.safetensors").is_file()
+    assert result.waiting and result.step == 0 and (tmp_path / "run/state/state.safetensors").is_file()
     assert (tmp_path / "run/lora.safetensors").is_file()
