@@ -327,12 +327,16 @@ class OptimizerConfig(Settings):
         le=0.999999,
     )
     weight_decay: float = setting(0.0, "Decoupled weight decay of the LoRA.", ge=0)
-    max_grad_norm: float = setting(
+    max_grad_ratio: float = setting(
         1.0,
-        "Gradients longer than this are shortened to it; 0 leaves them as they are. When the reward falls "
-        "apart, set it to the usual gradient/norm of metrics.jsonl.",
+        "Gradients longer than this many times the median of the last updates are shortened to it, so that "
+        "one bad batch cannot spoil a run; 0 leaves them as they are.",
         ge=0,
-        step=0.01,
+        le=1000,
+        step=0.1,
+    )
+    max_grad_norm: float = setting(
+        0.0, "Gradients longer than this are shortened to it; 0 is no such limit.", ge=0, step=0.01
     )
     ema_decay: float = setting(
         0.0,

@@ -34,6 +34,28 @@ def _known(value: Tensor | None) -> Tensor:
     return value
 
 
+def _one_by_one(trajectory: Trajectory, signals: Signals) -> list[tuple[Trajectory, Signals]]:
+    """Each rollout of a batch with what the reward says about it."""
+    pathwise = signals.pathwise
+    return [
+        (
+            trajectory.select(torch.tensor([place])),
+            Signals(
+                signals.advantage[place : place + 1],
+                None if pathwise is None else pathwise[place : place + 1],
+            ),
+        )
+        for place in range(len(signals.advantage))
+    ]
+
+
+def _slopes(gradients: np.ndarray, mixtures: np.ndarray) -> np.ndarray:
+    """How much longer gradients are than cotangents at each step, from mean squares; NaN where unknown."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.sqrt(gradients / mixtures)
+    return np.where(np.isfinite(ratio), ratio, np.nan)
+
+
 def _nobody(phase: str, done: int, total: int) -> None:
     """Nobody is told."""
 
@@ -51,6 +73,8 @@ class Problem:
     """Whether that gradient is the reward's own."""
     micro_batch: int = 64
     """Trajectories on a device at a time."""
+    graph_steps: int = 0
+    """How many last steps of a rollout keep their graphs, so that a walk need not evaluate them again."""
     base: Callable[[], AbstractContextManager] = nullcontext
     """Context in which the chain is the base model's."""
     conditioning: Callable[[Tensor], Conditioning] | None = None
@@ -130,8 +154,10 @@ class Estimator:
         self, batch: Batch, index: Tensor, plan: Plan, sign: int, step: int, group: int
     ) -> Trajectory:
         noise, conditioning = batch.noise(index), batch.conditioning.select(index)
-        if not sign:
-            return rollout(self.chain, noise, conditioning)
+        if not sign:  # a perturbation would change parameters that graphs still need
+            walked = plan.visited.all(dim=1).nonzero().flatten().tolist()
+            kept = {t for t in walked if t <= self.problem.graph_steps}
+            return rollout(self.chain, noise, conditioning, graph_steps=kept)
         perturbation = self._perturbation(step, group)
         perturbed = plan.perturbed[:, 0]
         active = 0
@@ -168,12 +194,7 @@ class Estimator:
         replay: the parameters have moved since the rollout, and nothing is to be remembered of it.
         """
         statistics = Statistics(self.chain.T)
-        regularization = Regularization(
-            self.problem.base,
-            self.options.kl_weight,
-            min((s for s in self.sigmas if s > 0), default=1.0),
-            clip_range,
-        )
+        regularization = Regularization(self.problem.base, self.options.kl_weight, self._kl_sigma, clip_range)
         totals = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.parameters]
         twins, size = rollouts.rewards.shape
         kl = ratio_error = clipped = torch.zeros(())
@@ -196,7 +217,9 @@ class Estimator:
             ratio_error = torch.maximum(ratio_error, result.importance_ratio_error.cpu())
             clipped = clipped + result.clipped.cpu()
         if self.twins:
-            self._add_zeroth_order(rollouts, totals, size)
+            perturbed_kl = self._perturbed_kl(rollouts)
+            self._add_zeroth_order(rollouts, totals, perturbed_kl)
+            kl = kl + perturbed_kl.sum() / (twins * size)
         self.world.sum_all(totals)
         if not replay:
             self._remember(rollouts, statistics)
@@ -215,22 +238,48 @@ class Estimator:
         A cheap figure for those who do not train with it: what was drawn tells the mean that it was drawn
         around, so only the base model is asked. Perturbed steps (zeroth order) are what the twins drew.
         """
-        total, count = torch.zeros(()), torch.zeros(())
-        for part in rollouts.parts[:1]:
-            trajectory = part.trajectory
-            index = torch.arange(min(samples, len(part.index)))
-            conditioning = trajectory.conditioning.select(index)
-            count += len(index)
-            for t, z in trajectory.noises.items():
-                sigma = self.sigmas[t - 1]
-                mean = trajectory.latents[t - 1][: len(index)] - sigma * z[: len(index)]
-                with self.problem.base():
-                    base = self.chain.mean(trajectory.latents[t][: len(index)], t, conditioning)
-                total += ((mean - base).square().sum() / (2 * sigma**2)).cpu()
         if not any(self.sigmas):
             return float("nan")
+        total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for part in rollouts.parts:
+            index = torch.arange(min(samples - int(count), len(part.index)))
+            if part.twin == 0 and len(index):
+                trajectory = part.trajectory.select(index)
+                total += self._kl(trajectory, list(trajectory.noises)).sum()
+                count += len(index)
         total, count = self.world.sum(torch.stack([total, count]))
         return float(total / count)
+
+    @property
+    def _kl_sigma(self) -> float:
+        """Stand-in for sigma at steps without noise."""
+        return min((sigma for sigma in self.sigmas if sigma > 0), default=1.0)
+
+    def _kl(self, trajectory: Trajectory, steps: Sequence[int]) -> Tensor:
+        """KL divergence to the base [B] of some steps of each trajectory, at the weights that drew them."""
+        total = torch.zeros(len(trajectory.final), dtype=torch.float64)
+        for t in steps:
+            sigma, mean = self.sigmas[t - 1], trajectory.latents[t - 1]
+            if sigma > 0:
+                mean = mean - sigma * trajectory.noises[t]
+            with self.problem.base():
+                base = self.chain.mean(trajectory.latents[t], t, trajectory.conditioning)
+            squares = (mean - base).square().flatten(1).sum(1) / (2 * (sigma or self._kl_sigma) ** 2)
+            total += squares.double().cpu()
+        return total
+
+    @torch.no_grad()
+    def _perturbed_kl(self, rollouts: Rollouts) -> Tensor:
+        """KL divergence to the base [S, B] of the perturbed steps; 0 where nobody is held near it.
+
+        No walk visits these steps: their pull is in what the twins differ in, as their reward is.
+        """
+        values = torch.zeros_like(rollouts.rewards)
+        if self.options.kl_weight > 0:
+            for part in rollouts.parts:
+                perturbed = part.plan.perturbed[:, 0].nonzero().flatten().tolist()
+                values[part.twin, part.index] = self._kl(part.trajectory, perturbed)
+        return values
 
     def _signals(self, rollouts: Rollouts) -> list[Signals]:
         """Each part's advantages and pathwise start."""
@@ -261,13 +310,14 @@ class Estimator:
             )
         return signals
 
-    def _add_zeroth_order(self, rollouts: Rollouts, totals: list[Tensor], size: int) -> None:
+    def _add_zeroth_order(self, rollouts: Rollouts, totals: list[Tensor], perturbed_kl: Tensor) -> None:
+        values = (rollouts.rewards - self.options.kl_weight * perturbed_kl) / rollouts.batch.size
         own: dict[int, list[int]] = {}
         for part in rollouts.parts:
             if part.twin == 0:
                 own.setdefault(part.group, []).extend(part.index.tolist())
         for group, members in own.items():
-            plus, minus = rollouts.rewards[:, members] / size
+            plus, minus = values[:, members]
             self._perturbation(rollouts.step, group).add_gradient(totals, plus, minus)
 
     # --- what is remembered ---
@@ -277,38 +327,49 @@ class Estimator:
         """Whether anything is known that a first update could be planned from."""
         return bool(np.isfinite(self.running.square[1:]).any())
 
-    def calibrate(self, rollouts: Rollouts) -> None:
+    def calibrate(self, rollouts: Rollouts, norms: bool = False) -> None:
         """Set the mixture and the depths from a walk whose gradient is thrown away (math.md section 3).
 
         All trajectories take a step before any takes the next: lam is set from the batch's variances in
-        order, because the variance of a pathwise cotangent is that of the mixtures before it.
+        order, because the variance of a pathwise cotangent is that of the mixtures before it. norms: measure
+        how long gradients are too, for which each trajectory is walked by itself.
         """
         self._update_coefficient(rollouts)
-        statistics = Statistics(self.chain.T)
-        signals = [Signals(s.advantage, s.pathwise) for s in self._signals(rollouts)]
-        for t in range(1, self.chain.T + 1):
-            lam = self._calibrated_lam(t, rollouts, signals)
-            for part, signal in zip(rollouts.parts, signals, strict=True):
-                plan = Plan.everywhere(self.chain.T, len(part.index), lam)
+        T = self.chain.T
+        statistics, squares = Statistics(T), torch.zeros(T + 1, dtype=torch.float64)
+        walks: list[tuple[Trajectory, Signals]] = []
+        for part, signal in zip(rollouts.parts, self._signals(rollouts), strict=True):
+            signal = Signals(signal.advantage, signal.pathwise)
+            walks += _one_by_one(part.trajectory, signal) if norms else [(part.trajectory, signal)]
+        for t in range(1, T + 1):
+            lam = self._calibrated_lam(t, walks)
+            for trajectory, signal in walks:
+                plan = Plan.everywhere(T, len(signal.advantage), lam).with_deterministic_steps(self.sigmas)
                 result = backward(
                     self.chain,
-                    part.trajectory,
+                    trajectory,
                     self.parameters,
-                    plan.with_deterministic_steps(self.sigmas),
+                    plan,
                     signal,
                     observer=statistics,
                     steps=range(t, t + 1),
                 )
                 signal.pathwise = result.pathwise
-        self.running.update(statistics.totals(self.world.sum))
+                if norms:
+                    parts = torch.stack(torch._foreach_norm(result.gradient))
+                    squares[t] += parts.square().sum().double().cpu()
+        totals = statistics.totals(self.world.sum)
+        self.running.update(totals)
+        if norms:
+            self.running.slope = _slopes(self.world.sum(squares).numpy(), totals["mixture"])
 
-    def _calibrated_lam(self, t: int, rollouts: Rollouts, signals: list[Signals]) -> float:
+    def _calibrated_lam(self, t: int, walks: list[tuple[Trajectory, Signals]]) -> float:
         """The share of the pathwise cotangent at step t that this batch's own variances ask for."""
         if not self.pathwise or self.sigmas[t - 1] <= 0:
             return 0.0
         observed = Statistics(self.chain.T)
-        for part, signal in zip(rollouts.parts, signals, strict=True):
-            score = part.trajectory.noises[t] / self.sigmas[t - 1]
+        for trajectory, signal in walks:
+            score = trajectory.noises[t] / self.sigmas[t - 1]
             advantage = signal.advantage.view(-1, *[1] * (score.ndim - 1))
             observed.cotangents(t, _known(signal.pathwise), advantage * score)
         totals = observed.totals(self.world.sum)

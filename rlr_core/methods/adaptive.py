@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlr_core.config import MethodConfig
 from rlr_core.gradients.plan import Plan, draw_depths, survival
 from rlr_core.methods.base import PlanInputs, WalkMethod
 
@@ -21,6 +22,10 @@ class Adaptive(WalkMethod):
     needs_gradient = "used"
     needs_baseline = True
     calibrates = True
+
+    @classmethod
+    def reads_norms(cls, options: MethodConfig) -> bool:
+        return options.budget < 1
 
     @staticmethod
     def plan(setting: PlanInputs) -> Plan:

@@ -27,6 +27,8 @@ from rlr_core.gradients.statistics import RunningStatistics
 
 CALIBRATION = -1
 """The update number of the batch that only measures."""
+KL_EVERY = 10
+"""Updates between two that measure how far the model is from the base, where nothing else asks for it."""
 
 
 class Method(ABC):
@@ -70,6 +72,9 @@ class Method(ABC):
     def rewards(self, samples: Any) -> Tensor:
         """What the reward said of the samples, of all processes, any shape."""
         return samples.rewards
+
+    def keep_graphs(self, steps: int) -> None:
+        """There is memory to keep the graphs of this many last steps of an update's rollouts."""
 
     def unreachable_steps(self) -> int:
         """How many last sampler steps the reward cannot reach: they have no noise and it has no gradient."""
@@ -159,11 +164,17 @@ class WalkMethod(Method):
                 "A batch of 1 has no baseline: raise batch, or set method.advantage=running_mean."
             )
 
+    @classmethod
+    def reads_norms(cls, options: MethodConfig) -> bool:
+        """Whether plans are made from the lengths of gradients, which a calibration then measures too."""
+        return False
+
     def prepare(self, draw: Callable[[int], Batch]) -> None:
-        if self.calibrates and not self.estimator.calibrated:
+        norms = self.reads_norms(self.options)
+        if (self.calibrates or norms) and not self.estimator.calibrated:
             samples = self.collect(draw(CALIBRATION), CALIBRATION)
             if not isinstance(samples, Pending):
-                self.estimator.calibrate(samples)
+                self.estimator.calibrate(samples, norms)
 
     def collect(self, batch: Batch, step: int) -> Rollouts | Pending:
         groups = self.estimator.perturbation_groups(batch.size)
@@ -181,9 +192,16 @@ class WalkMethod(Method):
 
     def gradients(self, samples: Rollouts) -> Iterator[GradientEstimate]:
         estimate = self.estimator.gradient(samples)
-        if "kl" not in estimate.metrics:  # now: the step that follows moves the parameters
-            estimate.metrics["kl"] = self.estimator.measure_kl(samples)
+        self.add_kl(estimate, samples)  # now: the step that follows moves the parameters
         yield estimate
+
+    def add_kl(self, estimate: GradientEstimate, samples: Rollouts) -> None:
+        """Let every KL_EVERY-th update say how far it is from the base model, if it does not yet."""
+        if "kl" not in estimate.metrics and samples.step % KL_EVERY == 0:
+            estimate.metrics["kl"] = self.estimator.measure_kl(samples)
+
+    def keep_graphs(self, steps: int) -> None:
+        self.problem.graph_steps = steps
 
     def unreachable_steps(self) -> int:
         if self.problem.differentiable and self.needs_gradient != "no":

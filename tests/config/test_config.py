@@ -296,7 +296,6 @@ def test_the_defaults_pass():
         (["method=truncated", "method.depth=21"], "method.depth is 21"),
         (["method=likelihood_ratio", "sampler.eta=0"], "learns from the sampler's noise .* sampler.eta"),
         (["method=ddpo", "sampler.eta=0"], "learns from the sampler's noise"),
-        (["method=zeroth_order", "method.kl_weight=0.1"], "method.kl_weight cannot act: set it to 0"),
         (["method.remainder=drop"], "method.remainder is 'drop'"),
         (["method.start=first"], "method.start is 'first'"),
         (["method.advantage=grpo"], "method.advantage is 'grpo'"),
