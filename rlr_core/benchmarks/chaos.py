@@ -77,7 +77,7 @@ def noise(gain: float, method: MethodConfig, trajectories: int, updates: int) ->
     learner = method_class(method.name)(problem, method)
     nothing = Conditioning({}, torch.zeros(trajectories, 1, dtype=torch.long))
 
-    def draw(step: int) -> Batch:
+    def draw(step: int, per_prompt: int | None = None) -> Batch:
         seed = step + 2
         groups = torch.zeros(trajectories, dtype=torch.long)
         return Batch(lambda index: _Noise(seed, index), nothing, groups, [""] * trajectories)  # pyright: ignore[reportArgumentType]

@@ -120,7 +120,7 @@ def _measure(
 def _estimates(parts: Parts, options: MethodConfig, updates: int, first_step: int) -> Iterator[list[Tensor]]:
     """Independent estimates with the adapter's weights as they are."""
     method = method_class(options.name)(parts.method.problem, options)
-    method.prepare(lambda step: parts.batches.draw(first_step + 50_000))
+    method.prepare(lambda step, per_prompt=None: parts.batches.draw(first_step + 50_000))
     for step in range(first_step, first_step + updates):
         samples = method.collect(parts.batches.draw(step), step)
         yield next(method.gradients(samples)).gradient

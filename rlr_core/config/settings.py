@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from rlr_core.config.base import Settings, setting
 
 GRAFTS = ("graft", "p_graft")
-FROM_SAMPLES = ("nft", "awm", "dpo", *GRAFTS, "reward_weighted")
+FROM_SAMPLES = ("auto", "nft", "awm", "dpo", *GRAFTS, "reward_weighted")
 """Methods that learn from finished pictures."""
 
 
@@ -89,7 +89,7 @@ class MethodConfig(Settings):
     budget: float = setting(
         0.5,
         "Share of the steps that is back-propagated through, on average; less is faster and noisier.",
-        methods=("adaptive",),
+        methods=("auto", "adaptive"),
         ge=0.001,
         le=1,
         step=0.05,
@@ -98,7 +98,7 @@ class MethodConfig(Settings):
         True,
         "Lower the noise of a reward without a gradient by a similar reward that has one, where there is "
         "one.",
-        methods=("adaptive",),
+        methods=("auto", "adaptive"),
     )
     window: int = setting(
         2, "Length h of the half-order window, in steps.", methods=("rlr",), ge=1, le=10_000
@@ -142,7 +142,7 @@ class MethodConfig(Settings):
         False, "Draw the depth anew for every trajectory (AlignProp).", methods=("truncated",)
     )
     clip_range: float = setting(
-        0.2, "PPO's clip of the likelihood ratio.", methods=("ddpo", "awm"), ge=1e-6, le=1, step=0.01
+        0.2, "PPO's clip of the likelihood ratio.", methods=("auto", "ddpo", "awm"), ge=1e-6, le=1, step=0.01
     )
     inner_epochs: int = setting(2, "Optimizer steps per update.", methods=("ddpo",), ge=1, le=1000)
     inner_steps: int = setting(

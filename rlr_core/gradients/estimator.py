@@ -82,6 +82,8 @@ class Problem:
     prompts: Sequence[str] = ()
     """What the prompts of these numbers are."""
     seed: int = 0
+    learning_rate: float = 1e-3
+    """The run's, for a method that tries something out."""
     world: World | None = None
     """The processes that share a batch; None is this one alone."""
     on_phase: Callable[[str, int, int], None] = _nobody

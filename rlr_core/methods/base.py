@@ -8,9 +8,9 @@ section 2).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,15 @@ from rlr_core.gradients.estimator import Estimator, Problem
 from rlr_core.gradients.plan import Plan
 from rlr_core.gradients.samples import Batch, GradientEstimate, Rollouts
 from rlr_core.gradients.statistics import RunningStatistics
+
+
+class Draw(Protocol):
+    """Gives the batch of an update."""
+
+    def __call__(self, step: int, per_prompt: int | None = None, /) -> Batch:
+        """per_prompt: pictures of a prompt; None is the run's."""
+        ...
+
 
 CALIBRATION = -1
 """The update number of the batch that only measures."""
@@ -57,8 +66,13 @@ class Method(ABC):
     def check(cls, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
         """Raise UserError where settings cannot work together; called before anything is loaded."""
 
-    def prepare(self, draw: Callable[[int], Batch]) -> None:
-        """Called once before the first update is collected; draw: gives the batch of an update."""
+    def prepare(self, draw: Draw) -> None:
+        """Called before the first update is collected, and again when a run goes on."""
+
+    @property
+    def per_prompt(self) -> int | None:
+        """How many pictures of a prompt its batches hold; None is as many as the run's settings say."""
+        return None
 
     @abstractmethod
     def collect(self, batch: Batch, step: int) -> Any | Pending:
@@ -128,6 +142,9 @@ class WalkMethod(Method):
     """Whether it cannot do without noisy steps."""
     needs_baseline: ClassVar[bool] = False
     """Whether rewards need a baseline."""
+    compares: ClassVar[bool] = True
+    """Whether it learns from how pictures of a prompt differ even where the reward has a gradient. What
+    back-propagation learns from one differs more between prompts than within one: it takes each once."""
     calibrates: ClassVar[bool] = False
     """Whether the first update is preceded by a walk that only measures."""
 
@@ -169,10 +186,14 @@ class WalkMethod(Method):
         """Whether plans are made from the lengths of gradients, which a calibration then measures too."""
         return False
 
-    def prepare(self, draw: Callable[[int], Batch]) -> None:
+    @property
+    def per_prompt(self) -> int | None:
+        return 1 if self.problem.differentiable and not self.compares else None
+
+    def prepare(self, draw: Draw) -> None:
         norms = self.reads_norms(self.options)
         if (self.calibrates or norms) and not self.estimator.calibrated:
-            samples = self.collect(draw(CALIBRATION), CALIBRATION)
+            samples = self.collect(draw(CALIBRATION, self.per_prompt), CALIBRATION)
             if not isinstance(samples, Pending):
                 self.estimator.calibrate(samples, norms)
 

@@ -21,6 +21,7 @@ METRICS: dict[str, str] = {
     "evaluations/backward": "denoiser evaluations so far with a gradient",
     "updates/skipped": "optimizer steps so far whose gradient was not finite",
     "lambda/mean": "adaptive: share of back-propagation in the mixture, mean over the steps",
+    "signal/gradient": "auto: 1 where it follows the reward's gradient, 0 where it compares pictures",
     "importance_ratio/error": "ddpo: largest distance of an importance ratio from 1",
     "importance_ratio/clipped": "ddpo: importance ratios that the clip cut off",
     "loss": "methods that learn from pictures: mean square error of the network's output on noised pictures",

@@ -343,7 +343,7 @@ def test_graphs_kept_by_the_rollout_give_the_same_gradient_to_the_last_bit(tiny_
     found, costs = [], []
     for kept in (0, 2, chain.T):
         problem = Problem(chain, adapter.parameters(), scores, pathwise=True, graph_steps=kept)
-        method = method_class(name)(problem, MethodConfig(name, depth=3))
+        method = method_class(name)(problem, MethodConfig(name, depth=3, budget=1.0))
         before = chain.evaluations.forward + chain.evaluations.backward
         found.append([e.gradient for e in method.gradients(method.collect(batch, 1))])
         costs.append(chain.evaluations.forward + chain.evaluations.backward - before)

@@ -112,7 +112,7 @@ def estimates(
     )
     method = method_class(options.name)(problem, options)
 
-    def draw(step: int) -> Batch:
+    def draw(step: int, per_prompt: int | None = None) -> Batch:
         return Batch(
             lambda index: BlockNoise(step + 10, index),
             nothing(batch),

@@ -29,11 +29,16 @@ def score(latents, prompts, gradient):
 
 
 def gradients(bench: Workbench, name: str, micro_batch: int) -> list[list[torch.Tensor]]:
+    """Of a few updates at the same weights, but for a trial that a method makes of its own accord."""
     bench.problem.micro_batch = micro_batch
+    start = [parameter.detach().clone() for parameter in bench.problem.parameters]
     method = bench.method(name, **OPTIONS.get(name, {}))
-    method.prepare(lambda step: bench.batch(PROMPTS, seed=step))
+    method.prepare(lambda step, per_prompt=None: bench.batch(PROMPTS, seed=step + 1))
     samples = (method.collect(bench.batch(PROMPTS, seed=step), step) for step in range(UPDATES))
-    return [next(iter(method.gradients(batch))).gradient for batch in samples]
+    found = [next(iter(method.gradients(batch))).gradient for batch in samples]
+    with torch.no_grad():
+        torch._foreach_copy_([parameter.data for parameter in bench.problem.parameters], start)
+    return found
 
 
 @pytest.mark.parametrize("tiny_model", quick(TINY, "tiny-flow"), indirect=True)
