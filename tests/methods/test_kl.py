@@ -67,7 +67,7 @@ def mean_of(chain: ToyChain, x, t, theta):
 @pytest.mark.slow
 def test_perturbed_steps_are_pulled_to_the_base():
     chain = make()
-    method = MethodConfig("rlr", window=1, kl_weight=WEIGHT, perturbations=64)
-    found = estimates(chain, method, updates=300, base=lambda: at_base(chain))
+    method = MethodConfig("rlr", window=1, kl_weight=WEIGHT, perturbations=8)
+    found = estimates(chain, method, updates=200, base=lambda: at_base(chain))
     truth = perturbed_kl_gradient(chain, [[1, 2], [1, 3]], 64 * 10_000)
     assert float(z_scores(found, *truth).abs().max()) < 4
