@@ -73,7 +73,7 @@ class MethodConfig(Settings):
 
     section: ClassVar[str] = "method"
 
-    name: str = setting("adaptive", "How the model learns; a row of `rlr list methods`.")
+    name: str = setting("auto", "How the model learns; a row of `rlr list methods`.")
     kl_weight: float = setting(
         0.0,
         "Weight of the KL divergence to the base model: keeps the model from pleasing the reward at any "
@@ -87,7 +87,7 @@ class MethodConfig(Settings):
         "mean so far.",
     )
     budget: float = setting(
-        0.5,
+        1.0,
         "Share of the steps that is back-propagated through, on average; less is faster and noisier.",
         methods=("auto", "adaptive"),
         ge=0.001,
