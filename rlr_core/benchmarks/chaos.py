@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlr_core.cli.tables import table
 from rlr_core.config import MethodConfig
 from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.gradients.estimator import Problem
@@ -96,17 +95,15 @@ def main() -> None:
     parser.add_argument("--trajectories", nargs="*", type=int, default=[16, 64], metavar="N")
     parser.add_argument("--updates", type=int, default=1000, metavar="N", help="estimates of each method")
     arguments = parser.parse_args()
-    rows = [["gain", "trajectories", *METHODS, "adaptive over the better parent"]]
+    print("gain  trajectories", *(f"{name:>16}" for name in METHODS), "  adaptive over the better parent")
     for gain in arguments.gains:
         for trajectories in arguments.trajectories:
             found = {
                 name: noise(gain, method, trajectories, arguments.updates) for name, method in METHODS.items()
             }
             ratio = found["adaptive"] / min(found["full"], found["likelihood_ratio"])
-            rows.append(
-                [f"{gain:g}", str(trajectories), *(f"{v:.3g}" for v in found.values()), f"{ratio:.2f}"]
-            )
-    print(table(rows))
+            figures = " ".join(f"{value:16.3g}" for value in found.values())
+            print(f"{gain:4g}  {trajectories:12d} {figures} {ratio:33.2f}", flush=True)
 
 
 if __name__ == "__main__":
