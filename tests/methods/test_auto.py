@@ -1,0 +1,112 @@
+"""The default finds out which of a reward's two signals to follow, and leaves no other trace of its trial."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lessons import Workbench
+from marks import quick
+from tiny_models import TINY
+
+from rlr_core.gradients.samples import Scores
+from rlr_core.methods.auto import TRIAL, TRIAL_UPDATES
+
+PROMPTS = [0, 0, 0, 0, 1, 1, 1, 1]
+pytestmark = pytest.mark.parametrize("tiny_model", quick(TINY, "tiny-flow"), indirect=True)
+
+
+def reward(latents):
+    return -(latents - 0.5).flatten(1).square().mean(1)
+
+
+def scores(sign: float):
+    """A smooth reward whose gradient is its own (1), or says the opposite of the truth (-1)."""
+
+    def score(latents, prompts, gradient):
+        with torch.enable_grad():
+            leaf = latents.detach().requires_grad_()
+            (of_latents,) = torch.autograd.grad(reward(leaf).sum(), leaf)
+        return Scores(reward(latents), sign * of_latents if gradient else None)
+
+    return score
+
+
+def make(tiny_model, sign: float = 1.0, black_box: bool = False):
+    bench = Workbench(tiny_model, eta=1.0)
+    bench.problem.score = scores(sign)
+    bench.problem.pathwise = bench.problem.differentiable = not black_box
+    bench.problem.learning_rate = 0.02
+    return bench
+
+
+class Drawing:
+    """Batches, and which were asked for."""
+
+    def __init__(self, bench: Workbench):
+        self.bench, self.asked = bench, []
+
+    def __call__(self, step, per_prompt=None):
+        self.asked.append((step, per_prompt))
+        return self.bench.batch(PROMPTS, seed=step % 1000 + 1)
+
+
+@pytest.mark.parametrize(("sign", "follows"), [(1.0, "adaptive"), (-1.0, "awm")])
+def test_signal_that_moves_the_reward_is_followed(tiny_model, sign, follows):
+    bench = make(tiny_model, sign)
+    method = bench.method("auto")
+    start = [parameter.detach().clone() for parameter in bench.problem.parameters]
+    method.prepare(Drawing(bench))
+    assert method.followed.name == follows
+    moved = [parameter.detach().clone() for parameter in bench.problem.parameters]
+    assert not all(map(torch.equal, start, moved))  # the run goes on from the better trial
+    alone = bench.method(follows)
+    alone.load_state_dict(method.followed.state_dict())
+    samples = method.collect(bench.batch(PROMPTS), 0)
+    found = next(iter(method.gradients(samples))).gradient
+    expected = next(iter(alone.gradients(alone.collect(bench.batch(PROMPTS), 0)))).gradient
+    assert all(map(torch.equal, found, expected))
+
+
+def test_without_a_gradient_nothing_is_tried(tiny_model):
+    bench = make(tiny_model, black_box=True)
+    draw, method = Drawing(bench), bench.method("auto")
+    method.prepare(draw)
+    assert draw.asked == [] and method.followed.name == "awm"
+
+
+def test_trial_is_made_once_on_batches_of_its_own(tiny_model):
+    bench = make(tiny_model)
+    draw, method = Drawing(bench), bench.method("auto")
+    method.prepare(draw)
+    steps = [step for step, _ in draw.asked if step >= TRIAL]
+    assert steps == [*range(TRIAL, TRIAL + TRIAL_UPDATES)] * 2
+    again = bench.method("auto")
+    again.load_state_dict(method.state_dict())
+    asked = len(draw.asked)
+    again.prepare(draw)
+    assert len(draw.asked) == asked and again.followed.name == method.followed.name
+
+
+def test_interrupted_trial_leaves_the_weights_as_they_were(tiny_model):
+    bench = make(tiny_model)
+    method = bench.method("auto")
+    start = [parameter.detach().clone() for parameter in bench.problem.parameters]
+    draw = Drawing(bench)
+
+    def until(step, per_prompt=None):
+        if step == TRIAL + TRIAL_UPDATES - 1:
+            raise KeyboardInterrupt
+        return draw(step, per_prompt)
+
+    with pytest.raises(KeyboardInterrupt):
+        method.prepare(until)
+    assert all(map(torch.equal, start, bench.problem.parameters)) and not method.tried
+
+
+def test_the_gradient_takes_each_picture_of_a_prompt_of_its_own_and_awm_compares(tiny_model):
+    bench = make(tiny_model)
+    draw, method = Drawing(bench), bench.method("auto")
+    method.prepare(draw)
+    asked = [per_prompt for step, per_prompt in draw.asked if step >= TRIAL]
+    assert asked == [None] * TRIAL_UPDATES + [1] * TRIAL_UPDATES
+    assert method.per_prompt == 1
