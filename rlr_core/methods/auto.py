@@ -1,9 +1,9 @@
-"""Try both sources of a signal before the first update, and follow the one that moves the reward more."""
+"""A few updates along the reward's gradient show whether to follow it, or to learn from comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,37 +19,36 @@ from rlr_core.methods.awm import Awm
 from rlr_core.methods.base import Draw, Method
 
 TRIAL = 1_000_000_000
-"""The number of a trial's first update: its batches are nobody else's."""
-TRIAL_UPDATES = 6
+"""The number of the trial's first update: its batches are nobody else's."""
+TRIAL_UPDATES = 5
 PROBES = 32
-"""At least how many pictures tell what a trial has brought."""
+"""At least how many pictures tell what the trial has brought."""
 SURE = 2.0
-"""Standard errors by which the reward's gradient must be ahead to be followed."""
-WITH_GRADIENT = 2.5
-"""What an evaluation of the denoiser with its way back costs, in plain evaluations."""
+"""Standard errors above 0 from which on the rise of their reward is no chance."""
 
 
 class Auto(Method):
     """A reward tells which of a model's pictures are better, and awm learns from that. Where it can be
     differentiated it also tells how each would become better, and adaptive goes back through the sampler for
-    that. Which of them leads further depends on the reward: the gradient of a smooth one, such as a color,
-    moves every picture at once; that of a network that judges what a picture shows points to whatever this
-    network looks at, and comparing pictures leads further.
+    that. Which of them leads further depends on the reward. The gradient of a smooth one, such as a color or
+    a CLIP score, moves every picture the same way at once, where comparisons take long. That of a network
+    that judges what a picture shows pulls every picture somewhere else, up or down, and comparisons, which
+    ask for nothing but better and worse, lead further.
 
-    So each gets a few updates from the same start, and the same pictures tell by how much the reward rose
-    for what it cost. The run goes on from the better trial's weights. Without a gradient there is nothing to
-    try, and nothing is spent."""
+    So adaptive gets a few updates first. If the reward of the same pictures has risen by more than chance,
+    the run goes on from there; if not, the weights go back and awm takes over. Comparing the rise with that
+    of a few updates of awm would tell nothing: they hardly show yet. Without a gradient nothing is tried."""
 
     name = "auto"
-    summary = "awm or adaptive, whichever moves the reward further in a short trial of both"
+    summary = "adaptive where a short trial shows that the reward's gradient raises it, awm elsewhere"
     when = "the default, for any reward"
     needs_gradient = "used"
 
     def __init__(self, problem: Problem, options: MethodConfig):
         super().__init__(problem, options)
-        regression = Awm(problem, options)
-        self.chain = regression.chain
-        self.parents: list[Method] = [regression]
+        comparing = Awm(problem, options)
+        self.chain = comparing.chain
+        self.parents: list[Method] = [comparing]
         if problem.pathwise:
             self.parents.append(Adaptive(problem, options))
         self.follows = 0
@@ -70,27 +69,24 @@ class Auto(Method):
     def prepare(self, draw: Draw) -> None:
         if self.tried:
             return
-        start = self._parameters()
+        start = [parameter.detach().clone() for parameter in self.problem.parameters]
         try:
             before = self._probe(draw)
-            pictures, gradient = [self._trial(parent, draw, before, start) for parent in self.parents]
+            self._try(self.parents[1], draw)
+            rise = self._probe(draw) - before
         except BaseException:
             self._install(start)
             raise
-        ahead = gradient.rise / gradient.cost - pictures.rise / pictures.cost
-        error = float(ahead.std()) / len(ahead) ** 0.5
-        self.follows = int(float(ahead.mean()) > SURE * error)
-        self._install((pictures, gradient)[self.follows].parameters)
+        self.follows = int(float(rise.mean()) > SURE * float(rise.std()) / len(rise) ** 0.5)
+        if not self.follows:
+            self._install(start)
         self.tried = True
 
-    def _trial(self, parent: Method, draw: Draw, before: Tensor, start: list[Tensor]) -> _Trial:
-        """A few updates of one parent from `start`. before: the probes' rewards there."""
-        self._install(start)
-        parent.prepare(draw)
+    def _try(self, parent: Method, draw: Draw) -> None:
+        """A few updates with an optimizer that nothing else will know of."""
         parameters = self.problem.parameters
         optimizer = torch.optim.Adam(parameters, lr=self.problem.learning_rate, betas=(0.9, 0.99))
-        counts = self.chain.evaluations
-        forward, backward = counts.forward, counts.backward
+        parent.prepare(draw)
         for step in range(TRIAL, TRIAL + TRIAL_UPDATES):
             samples = parent.collect(draw(step, parent.per_prompt), step)
             for estimate in parent.gradients(samples):
@@ -98,8 +94,6 @@ class Auto(Method):
                     parameter.grad = -direction.to(parameter.dtype)
                 optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        cost = counts.forward - forward + WITH_GRADIENT * (counts.backward - backward)
-        return _Trial(self._probe(draw) - before, cost, self._parameters())
 
     @torch.no_grad()
     def _probe(self, draw: Draw) -> Tensor:
@@ -116,9 +110,6 @@ class Auto(Method):
                 part[index] = self.problem.score(final, batch.texts(index), False).reward.double().cpu()
             rewards.append(world.sum(part))
         return torch.cat(rewards)
-
-    def _parameters(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.problem.parameters]
 
     @torch.no_grad()
     def _install(self, values: Sequence[Tensor]) -> None:
@@ -160,12 +151,3 @@ class Auto(Method):
             parent.load_state_dict(
                 {name[len(beginning) :]: v for name, v in state.items() if name.startswith(beginning)}
             )
-
-
-class _Trial(NamedTuple):
-    rise: Tensor
-    """Of each probe's reward [n]."""
-    cost: float
-    """In plain evaluations of the denoiser."""
-    parameters: list[Tensor]
-    """Where it led."""
