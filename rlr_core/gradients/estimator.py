@@ -105,6 +105,8 @@ class Estimator:
         self.mean_reward: float | None = None
         self.coefficient = 0.0
         """Running regression coefficient of the reward on its surrogate."""
+        self.kl = float("nan")
+        """KL divergence to the base when it was last measured."""
 
     # --- sampling ---
 
@@ -395,11 +397,11 @@ class Estimator:
     def state_dict(self) -> dict[str, Tensor]:
         """What is averaged over updates, float64."""
         mean = float("nan") if self.mean_reward is None else self.mean_reward
-        scalars = torch.tensor([mean, self.coefficient], dtype=torch.float64)
+        scalars = torch.tensor([mean, self.coefficient, self.kl], dtype=torch.float64)
         return {**self.running.state_dict(), "scalars": scalars}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         state = dict(state)
-        mean, self.coefficient = state.pop("scalars").tolist()
+        mean, self.coefficient, self.kl = state.pop("scalars").tolist()
         self.mean_reward = None if np.isnan(mean) else mean
         self.running.load_state_dict(state)

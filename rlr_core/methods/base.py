@@ -37,7 +37,7 @@ class Draw(Protocol):
 CALIBRATION = -1
 """The update number of the batch that only measures."""
 KL_EVERY = 10
-"""Updates between two that measure how far the model is from the base, where nothing else asks for it."""
+"""Updates between two that measure how far the model is from the base, where no method asks for it."""
 
 
 class Method(ABC):
@@ -217,9 +217,12 @@ class WalkMethod(Method):
         yield estimate
 
     def add_kl(self, estimate: GradientEstimate, samples: Rollouts) -> None:
-        """Let every KL_EVERY-th update say how far it is from the base model, if it does not yet."""
-        if "kl" not in estimate.metrics and samples.step % KL_EVERY == 0:
-            estimate.metrics["kl"] = self.estimator.measure_kl(samples)
+        """Say how far the model is from the base, as far as it is known: a measurement takes T evaluations."""
+        if "kl" in estimate.metrics:
+            return
+        if samples.step % KL_EVERY == 1 or np.isnan(self.estimator.kl):
+            self.estimator.kl = self.estimator.measure_kl(samples)
+        estimate.metrics["kl"] = self.estimator.kl
 
     def keep_graphs(self, steps: int) -> None:
         self.problem.graph_steps = steps
