@@ -217,7 +217,7 @@ class WalkMethod(Method):
         yield estimate
 
     def add_kl(self, estimate: GradientEstimate, samples: Rollouts) -> None:
-        """Say how far the model is from the base, as far as it is known: a measurement takes T evaluations."""
+        """Say how far the model was from the base when it was last measured, which takes T evaluations."""
         if "kl" in estimate.metrics:
             return
         if samples.step % KL_EVERY == 1 or np.isnan(self.estimator.kl):
