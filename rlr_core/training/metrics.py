@@ -15,8 +15,8 @@ METRICS: dict[str, str] = {
     "reward/std": "its standard deviation",
     "gradient/norm": "norm of the update's gradient before clipping, of its first optimizer step",
     "gradient/norm_inner": "largest norm of its further optimizer steps, where a method takes several",
-    "kl": "KL divergence to the base model over a trajectory, from a few of them; every tenth update, or each "
-    "one where method.kl_weight holds the model near it",
+    "kl": "KL divergence to the base model over a trajectory, from a few of them; every tenth update, or "
+    "each one where method.kl_weight holds the model near it",
     "learning_rate": "of the update",
     "evaluations/forward": "denoiser evaluations so far without a gradient; guidance counts twice",
     "evaluations/backward": "denoiser evaluations so far with a gradient",
