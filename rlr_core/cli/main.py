@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from rlr_core import __version__
 from rlr_core.cli.bench import add_bench
+from rlr_core.cli.correct import add_correct
 from rlr_core.cli.diagnose import add_diagnose
 from rlr_core.cli.listing import add_list
 from rlr_core.cli.sample import add_evaluate, add_sample
@@ -30,6 +31,7 @@ COMMANDS = (
     add_score,
     add_diagnose,
     add_bench,
+    add_correct,
 )
 
 
