@@ -23,37 +23,16 @@ from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.rollout import Trajectory, rollout
 from rlr_core.gradients.advantages import advantages
 from rlr_core.gradients.backward import BackwardResult, Regularization, Signals, backward
+from rlr_core.gradients.divergence import kl_to_base, least_sigma, total_kl
 from rlr_core.gradients.plan import Plan
 from rlr_core.gradients.samples import Batch, GradientEstimate, Rollout, Rollouts, Score, Scores
-from rlr_core.gradients.statistics import RunningStatistics, Statistics, mixing_share
+from rlr_core.gradients.statistics import RunningStatistics, Statistics
 from rlr_core.gradients.zeroth_order import Perturbation
 
 
 def _known(value: Tensor | None) -> Tensor:
     assert value is not None, "parts of one batch are scored alike"
     return value
-
-
-def _one_by_one(trajectory: Trajectory, signals: Signals) -> list[tuple[Trajectory, Signals]]:
-    """Each rollout of a batch with what the reward says about it."""
-    pathwise = signals.pathwise
-    return [
-        (
-            trajectory.select(torch.tensor([place])),
-            Signals(
-                signals.advantage[place : place + 1],
-                None if pathwise is None else pathwise[place : place + 1],
-            ),
-        )
-        for place in range(len(signals.advantage))
-    ]
-
-
-def _slopes(gradients: np.ndarray, mixtures: np.ndarray) -> np.ndarray:
-    """How much longer gradients are than cotangents at each step, from mean squares; NaN where unknown."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.sqrt(gradients / mixtures)
-    return np.where(np.isfinite(ratio), ratio, np.nan)
 
 
 def _nobody(phase: str, done: int, total: int) -> None:
@@ -198,11 +177,13 @@ class Estimator:
         replay: the parameters have moved since the rollout, and nothing is to be remembered of it.
         """
         statistics = Statistics(self.chain.T)
-        regularization = Regularization(self.problem.base, self.options.kl_weight, self._kl_sigma, clip_range)
+        regularization = Regularization(
+            self.problem.base, self.options.kl_weight, least_sigma(self.sigmas), clip_range
+        )
         totals = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.parameters]
         twins, size = rollouts.rewards.shape
         kl = ratio_error = clipped = torch.zeros(())
-        signals = self._signals(rollouts)
+        signals = self.signals(rollouts)
         for done, (part, signal) in enumerate(zip(rollouts.parts, signals, strict=True)):
             self.problem.on_phase("backward", done, len(rollouts.parts))
             if not part.plan.visited.any():
@@ -235,44 +216,13 @@ class Estimator:
             metrics["importance_ratio/clipped"] = float(self.world.sum(clipped))
         return GradientEstimate(totals, metrics)
 
-    @torch.no_grad()
-    def measure_kl(self, rollouts: Rollouts, samples: int = 2) -> float:
-        """Mean KL to the base of a few trajectories, summed over their noisy steps; NaN where none has noise.
-
-        A cheap figure for those who do not train with it: what was drawn tells the mean that it was drawn
-        around, so only the base model is asked. Perturbed steps (zeroth order) are what the twins drew.
-        """
+    def measure_kl(self, rollouts: Rollouts) -> float:
+        """Mean KL to the base of a few trajectories, over their noisy steps; NaN where none has noise."""
         if not any(self.sigmas):
             return float("nan")
-        total, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-        for part in rollouts.parts:
-            index = torch.arange(min(samples - int(count), len(part.index)))
-            if part.twin == 0 and len(index):
-                trajectory = part.trajectory.select(index)
-                total += self._kl(trajectory, list(trajectory.noises)).sum()
-                count += len(index)
-        total, count = self.world.sum(torch.stack([total, count]))
+        total, count = self.world.sum(total_kl(self.chain, self.problem.base, rollouts))
         return float(total / count)
 
-    @property
-    def _kl_sigma(self) -> float:
-        """Stand-in for sigma at steps without noise."""
-        return min((sigma for sigma in self.sigmas if sigma > 0), default=1.0)
-
-    def _kl(self, trajectory: Trajectory, steps: Sequence[int]) -> Tensor:
-        """KL divergence to the base [B] of some steps of each trajectory, at the weights that drew them."""
-        total = torch.zeros(len(trajectory.final), dtype=torch.float64)
-        for t in steps:
-            sigma, mean = self.sigmas[t - 1], trajectory.latents[t - 1]
-            if sigma > 0:
-                mean = mean - sigma * trajectory.noises[t]
-            with self.problem.base():
-                base = self.chain.mean(trajectory.latents[t], t, trajectory.conditioning)
-            squares = (mean - base).square().flatten(1).sum(1) / (2 * (sigma or self._kl_sigma) ** 2)
-            total += squares.double().cpu()
-        return total
-
-    @torch.no_grad()
     def _perturbed_kl(self, rollouts: Rollouts) -> Tensor:
         """KL divergence to the base [S, B] of the perturbed steps; 0 where nobody is held near it.
 
@@ -282,10 +232,11 @@ class Estimator:
         if self.options.kl_weight > 0:
             for part in rollouts.parts:
                 perturbed = part.plan.perturbed[:, 0].nonzero().flatten().tolist()
-                values[part.twin, part.index] = self._kl(part.trajectory, perturbed)
+                divergence = kl_to_base(self.chain, self.problem.base, part.trajectory, perturbed)
+                values[part.twin, part.index] = divergence
         return values
 
-    def _signals(self, rollouts: Rollouts) -> list[Signals]:
+    def signals(self, rollouts: Rollouts) -> list[Signals]:
         """Each part's advantages and pathwise start."""
         surrogates = None if rollouts.surrogates is None else self.coefficient * rollouts.surrogates
         groups = rollouts.batch.groups
@@ -331,62 +282,15 @@ class Estimator:
         """Whether anything is known that a first update could be planned from."""
         return bool(np.isfinite(self.running.square[1:]).any())
 
-    def calibrate(self, rollouts: Rollouts, norms: bool = False) -> None:
-        """Set the mixture and the depths from a walk whose gradient is thrown away (math.md section 3).
-
-        All trajectories take a step before any takes the next: lam is set from the batch's variances in
-        order, because the variance of a pathwise cotangent is that of the mixtures before it. norms: measure
-        how long gradients are too, for which each trajectory is walked by itself.
-        """
-        self._update_coefficient(rollouts)
-        T = self.chain.T
-        statistics, squares = Statistics(T), torch.zeros(T + 1, dtype=torch.float64)
-        walks: list[tuple[Trajectory, Signals]] = []
-        for part, signal in zip(rollouts.parts, self._signals(rollouts), strict=True):
-            signal = Signals(signal.advantage, signal.pathwise)
-            walks += _one_by_one(part.trajectory, signal) if norms else [(part.trajectory, signal)]
-        for t in range(1, T + 1):
-            lam = self._calibrated_lam(t, walks)
-            for trajectory, signal in walks:
-                plan = Plan.everywhere(T, len(signal.advantage), lam).with_deterministic_steps(self.sigmas)
-                result = backward(
-                    self.chain,
-                    trajectory,
-                    self.parameters,
-                    plan,
-                    signal,
-                    observer=statistics,
-                    steps=range(t, t + 1),
-                )
-                signal.pathwise = result.pathwise
-                if norms:
-                    parts = torch.stack(torch._foreach_norm(result.gradient))
-                    squares[t] += parts.square().sum().double().cpu()
-        totals = statistics.totals(self.world.sum)
-        self.running.update(totals)
-        if norms:
-            self.running.slope = _slopes(self.world.sum(squares).numpy(), totals["mixture"])
-
-    def _calibrated_lam(self, t: int, walks: list[tuple[Trajectory, Signals]]) -> float:
-        """The share of the pathwise cotangent at step t that this batch's own variances ask for."""
-        if not self.pathwise or self.sigmas[t - 1] <= 0:
-            return 0.0
-        observed = Statistics(self.chain.T)
-        for trajectory, signal in walks:
-            score = trajectory.noises[t] / self.sigmas[t - 1]
-            advantage = signal.advantage.view(-1, *[1] * (score.ndim - 1))
-            observed.cotangents(t, _known(signal.pathwise), advantage * score)
-        totals = observed.totals(self.world.sum)
-        return mixing_share(totals["pathwise"][t], totals["score_function"][t])
-
     def _remember(self, rollouts: Rollouts, statistics: Statistics) -> None:
         """Take this update into the running means, after its plan and mixture were used."""
         self.running.update(statistics.totals(self.world.sum))
         mean = float(rollouts.rewards.mean())
         self.mean_reward = mean if self.mean_reward is None else 0.9 * self.mean_reward + 0.1 * mean
-        self._update_coefficient(rollouts)
+        self.update_coefficient(rollouts)
 
-    def _update_coefficient(self, rollouts: Rollouts) -> None:
+    def update_coefficient(self, rollouts: Rollouts) -> None:
+        """Take a batch into the running regression of the reward on its surrogate, where there is one."""
         if rollouts.surrogates is None:
             return
         surrogate, reward = rollouts.surrogates.flatten(), rollouts.rewards.flatten()

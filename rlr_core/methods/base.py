@@ -20,6 +20,7 @@ from rlr_core.common.pending import Pending
 from rlr_core.common.random_streams import stream
 from rlr_core.config import MethodConfig, SamplerConfig
 from rlr_core.errors import UserError
+from rlr_core.gradients.calibration import calibrate
 from rlr_core.gradients.estimator import Estimator, Problem
 from rlr_core.gradients.plan import Plan
 from rlr_core.gradients.samples import Batch, GradientEstimate, Rollouts
@@ -195,7 +196,7 @@ class WalkMethod(Method):
         if (self.calibrates or norms) and not self.estimator.calibrated:
             samples = self.collect(draw(CALIBRATION, self.per_prompt), CALIBRATION)
             if not isinstance(samples, Pending):
-                self.estimator.calibrate(samples, norms)
+                calibrate(self.estimator, samples, norms)
 
     def collect(self, batch: Batch, step: int) -> Rollouts | Pending:
         groups = self.estimator.perturbation_groups(batch.size)
