@@ -395,7 +395,11 @@ class TrainConfig(Settings):
     )
     batch: int = setting(16, "Pictures per update, over all devices.", ge=1, le=65_536)
     samples_per_prompt: int = setting(
-        4, "Pictures of one prompt in a batch, which are compared with each other.", ge=1, le=65_536
+        4,
+        "Pictures of one prompt in a batch, which are compared with each other. Back-propagation compares "
+        "nothing: it takes each prompt once.",
+        ge=1,
+        le=65_536,
     )
     micro_batch: int = setting(
         4,

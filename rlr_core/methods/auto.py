@@ -69,13 +69,16 @@ class Auto(Method):
     def prepare(self, draw: Draw) -> None:
         if self.tried:
             return
+        parent = self.parents[1]
         start = [parameter.detach().clone() for parameter in self.problem.parameters]
+        remembered = parent.state_dict()
         try:
             before = self._probe(draw)
-            self._try(self.parents[1], draw)
+            self._try(parent, draw)
             rise = self._probe(draw) - before
-        except BaseException:
+        except BaseException:  # a run that goes on tries again, from the same start
             self._install(start)
+            parent.load_state_dict(remembered)
             raise
         self.follows = int(float(rise.mean()) > SURE * float(rise.std()) / len(rise) ** 0.5)
         if not self.follows:

@@ -101,6 +101,12 @@ def test_interrupted_trial_leaves_the_weights_as_they_were(tiny_model):
     with pytest.raises(KeyboardInterrupt):
         method.prepare(until)
     assert all(map(torch.equal, start, bench.problem.parameters)) and not method.tried
+    method.prepare(draw)
+    again = [parameter.detach().clone() for parameter in bench.problem.parameters]
+    method._install(start)
+    fresh = bench.method("auto")
+    fresh.prepare(draw)
+    assert all(map(torch.equal, again, bench.problem.parameters))
 
 
 @pytest.mark.parametrize(("sign", "per_prompt"), [(1.0, 1), (-1.0, None)])
