@@ -53,6 +53,7 @@ def _accepted(name: str, **options: Any) -> Contender:
 
 
 ARMS: dict[str, Contender] = {
+    "auto": Contender(MethodConfig("auto"), samples_per_prompt=4),
     "adaptive": _walk("adaptive"),
     "full": _walk("full"),
     "truncated, K = 1": _walk("truncated", depth=1),

@@ -29,8 +29,8 @@ def methods_for(steps: int) -> dict[str, MethodConfig]:
     """The rows that are measured, for a chain of T = steps."""
     return {
         "full": MethodConfig("full"),
-        "adaptive, whole chain": MethodConfig("adaptive", budget=1.0),
         "adaptive": MethodConfig("adaptive"),
+        "adaptive, half of the chain": MethodConfig("adaptive", budget=0.5),
         "rlr (the paper)": MethodConfig("rlr", window=min(2, steps - 1)),
         "rlr, likelihood-ratio remainder": MethodConfig(
             "rlr", window=min(2, steps - 1), remainder="likelihood_ratio"
@@ -71,7 +71,7 @@ def measure_methods(
     methods: dict[str, MethodConfig] | None = None,
     spread: float = 0.05,
 ) -> Iterator[GradientQuality]:
-    """Measure each method on the same `updates` batches of the config's size.
+    """Measure each method on the same `updates` batches of the config's size, every prompt once in each.
 
     The truth is full back-propagation on them; the directions come from batches of their own. The
     adapter's second matrices are drawn with standard deviation `spread`: at 0 half of the gradient is 0.
@@ -120,7 +120,7 @@ def _measure(
 def _estimates(parts: Parts, options: MethodConfig, updates: int, first_step: int) -> Iterator[list[Tensor]]:
     """Independent estimates with the adapter's weights as they are."""
     method = method_class(options.name)(parts.method.problem, options)
-    method.prepare(lambda step: parts.batches.draw(first_step + 50_000))
+    method.prepare(lambda step, per_prompt=None: parts.batches.draw(first_step + 50_000, 1))
     for step in range(first_step, first_step + updates):
-        samples = method.collect(parts.batches.draw(step), step)
+        samples = method.collect(parts.batches.draw(step, 1), step)
         yield next(method.gradients(samples)).gradient

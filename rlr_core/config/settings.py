@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from rlr_core.config.base import Settings, setting
 
 GRAFTS = ("graft", "p_graft")
-FROM_SAMPLES = ("nft", "awm", "dpo", *GRAFTS, "reward_weighted")
+FROM_SAMPLES = ("auto", "nft", "awm", "dpo", *GRAFTS, "reward_weighted")
 """Methods that learn from finished pictures."""
 
 
@@ -73,7 +73,7 @@ class MethodConfig(Settings):
 
     section: ClassVar[str] = "method"
 
-    name: str = setting("adaptive", "How the model learns; a row of `rlr list methods`.")
+    name: str = setting("auto", "How the model learns; a row of `rlr list methods`.")
     kl_weight: float = setting(
         0.0,
         "Weight of the KL divergence to the base model: keeps the model from pleasing the reward at any "
@@ -87,9 +87,9 @@ class MethodConfig(Settings):
         "mean so far.",
     )
     budget: float = setting(
-        0.5,
+        1.0,
         "Share of the steps that is back-propagated through, on average; less is faster and noisier.",
-        methods=("adaptive",),
+        methods=("auto", "adaptive"),
         ge=0.001,
         le=1,
         step=0.05,
@@ -98,7 +98,7 @@ class MethodConfig(Settings):
         True,
         "Lower the noise of a reward without a gradient by a similar reward that has one, where there is "
         "one.",
-        methods=("adaptive",),
+        methods=("auto", "adaptive"),
     )
     window: int = setting(
         2, "Length h of the half-order window, in steps.", methods=("rlr",), ge=1, le=10_000
@@ -142,7 +142,7 @@ class MethodConfig(Settings):
         False, "Draw the depth anew for every trajectory (AlignProp).", methods=("truncated",)
     )
     clip_range: float = setting(
-        0.2, "PPO's clip of the likelihood ratio.", methods=("ddpo", "awm"), ge=1e-6, le=1, step=0.01
+        0.2, "PPO's clip of the likelihood ratio.", methods=("auto", "ddpo", "awm"), ge=1e-6, le=1, step=0.01
     )
     inner_epochs: int = setting(2, "Optimizer steps per update.", methods=("ddpo",), ge=1, le=1000)
     inner_steps: int = setting(
@@ -330,12 +330,16 @@ class OptimizerConfig(Settings):
         le=0.999999,
     )
     weight_decay: float = setting(0.0, "Decoupled weight decay of the LoRA.", ge=0)
-    max_grad_norm: float = setting(
+    max_grad_ratio: float = setting(
         1.0,
-        "Gradients longer than this are shortened to it; 0 leaves them as they are. When the reward falls "
-        "apart, set it to the usual gradient/norm of metrics.jsonl.",
+        "Gradients longer than this many times the median of the last updates are shortened to it, so that "
+        "one bad batch cannot spoil a run; 0 leaves them as they are.",
         ge=0,
-        step=0.01,
+        le=1000,
+        step=0.1,
+    )
+    max_grad_norm: float = setting(
+        0.0, "Gradients longer than this are shortened to it; 0 is no such limit.", ge=0, step=0.01
     )
     ema_decay: float = setting(
         0.0,
@@ -391,7 +395,11 @@ class TrainConfig(Settings):
     )
     batch: int = setting(16, "Pictures per update, over all devices.", ge=1, le=65_536)
     samples_per_prompt: int = setting(
-        4, "Pictures of one prompt in a batch, which are compared with each other.", ge=1, le=65_536
+        4,
+        "Pictures of one prompt in a batch, which are compared with each other. Back-propagation compares "
+        "nothing: it takes each prompt once.",
+        ge=1,
+        le=65_536,
     )
     micro_batch: int = setting(
         4,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,13 +41,22 @@ class Noise:
 
 @dataclass
 class Trajectory:
-    """One batch of rollouts: the latents on the way and the noises, no graph."""
+    """One batch of rollouts: the latents on the way and the noises."""
 
     latents: dict[int, Tensor]
     """x_t [B, ...] by t, float32; of a full rollout t = 0..T."""
     noises: dict[int, Tensor]
     """z_t [B, ...] by t, for the steps that have noise."""
     conditioning: Conditioning
+    graphs: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """x_t, a leaf, and the mean of step t with its graph, for steps that were asked to keep it."""
+
+    def select(self, index: Tensor) -> Trajectory:
+        """Some of the rollouts, without graphs. index: [N] integers."""
+        places = index.to(self.final.device)
+        latents = {t: x[places] for t, x in self.latents.items()}
+        noises = {t: z[places] for t, z in self.noises.items()}
+        return Trajectory(latents, noises, self.conditioning.select(index))
 
     @property
     def final(self) -> Tensor:
@@ -66,11 +75,14 @@ def rollout(
     latents: Tensor | None = None,
     keep: bool = True,
     before_step: Callable[[int], None] | None = None,
+    graph_steps: Container[int] = (),
 ) -> Trajectory:
     """Sample from x_start (default x_T, pure noise) down to x_stop (default the picture), without autograd.
 
     latents: x_start [B, ...], where it is not the initial noise. keep: hold every latent and noise, as the
-    walk needs them, or only the last latent. before_step: called with t ahead of each step.
+    walk needs them, or only the last latent. before_step: called with t ahead of each step. graph_steps:
+    those whose evaluation keeps its graph, so that the walk need not repeat it; each takes the memory of a
+    step, and the parameters must not change before they are used.
     """
     start = chain.T if start is None else start
     if not 0 <= stop < start <= chain.T:
@@ -82,7 +94,14 @@ def rollout(
     for t in range(start, stop, -1):
         if before_step is not None:
             before_step(t)
-        x = chain.mean(x, t, conditioning)
+        if t in graph_steps:
+            leaf = x.detach().requires_grad_()
+            with torch.enable_grad():
+                mean = chain.mean(leaf, t, conditioning)
+            trajectory.graphs[t] = leaf, mean
+            x = mean.detach()
+        else:
+            x = chain.mean(x, t, conditioning)
         sigma = chain.sigma(t)
         if sigma > 0:
             z = noise.at(t)

@@ -33,7 +33,7 @@ class Observer(Protocol):
 
     def cotangents(self, t: int, pathwise: Tensor, score_function: Tensor) -> None: ...
 
-    def contribution(self, t: int, norm: Tensor, samples: int) -> None: ...
+    def mixture(self, t: int, mixed: Tensor) -> None: ...
 
 
 @dataclass
@@ -91,9 +91,9 @@ def backward(
 ) -> BackwardResult:
     """Sum of the batch's gradient estimates of J, by one pass from t = 1 to T.
 
-    trajectory: a full rollout of B samples; parameters: what to differentiate (the adapter's); steps: a part
-    of 1..T, where signals.pathwise is the cotangent propagated to its first. Works in float32; never
-    waits for the device.
+    trajectory: a full rollout of B samples, whose kept graphs are used up; parameters: what to differentiate
+    (the adapter's); steps: a part of 1..T, where signals.pathwise is the cotangent propagated to its first.
+    Works in float32; never waits for the device.
     """
     steps = steps or range(1, chain.T + 1)
     regularization = regularization or Regularization()
@@ -117,10 +117,15 @@ def backward(
         sigma = chain.sigma(t)
         propagate = t < chain.T and (t == steps[-1] or bool((visited[t + 1] & (plan.lam[t + 1] > 0)).any()))
 
-        x = pick(trajectory.latents[t]).detach().requires_grad_(propagate)
         conditioning = trajectory.conditioning if everyone else trajectory.conditioning.select(index)
-        with torch.enable_grad():
-            mu = chain.mean(x, t, conditioning)
+        graph = trajectory.graphs.pop(t, None)
+        if graph is not None and everyone:
+            x, mu = graph
+        else:
+            x = pick(trajectory.latents[t]).detach().requires_grad_(propagate)
+            with torch.enable_grad():
+                mu = chain.mean(x, t, conditioning)
+        del graph
 
         p, lam, weight = pick(pathwise), _column(pick(lam_of[t]), x), _column(pick(weight_of[t]), x)
         if sigma > 0:
@@ -134,6 +139,8 @@ def backward(
             mixed = lam * p + (1 - lam) * score_function
         else:
             mixed = lam * p
+        if observer is not None:
+            observer.mixture(t, mixed)
         residual_cotangent = None
         if residual is not None:
             residual_cotangent = pick(residual)
@@ -141,17 +148,24 @@ def backward(
                 residual_cotangent = _column(pick(signals.residual), x) * score
 
         kl_cotangent = _kl_cotangent(chain, t, sigma, x, mu, conditioning, weight, regularization, result)
-        gradients = _vjp(mu, x, parameters, mixed, residual_cotangent, kl_cotangent, weight, propagate,
-                               t < chain.T and chain.sigma(t + 1) <= 0)  # fmt: skip
+        next_is_deterministic = t < chain.T and chain.sigma(t + 1) <= 0
+        gradients = _vjp(
+            mu,
+            x,
+            parameters,
+            mixed,
+            residual_cotangent,
+            kl_cotangent,
+            weight,
+            propagate,
+            next_is_deterministic,
+        )
         if gradients.x is not None:
             pathwise = _put(pathwise, index, gradients.x, everyone)
         if residual is not None:
             passed_on = gradients.residual if gradients.residual is not None else torch.zeros_like(x)
             residual = _put(residual, index, passed_on, everyone)
         torch._foreach_add_(totals, gradients.parameters)
-        if observer is not None:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients.parameters)))
-            observer.contribution(t, norm, len(index))
     result.pathwise = pathwise
     return result
 

@@ -23,9 +23,10 @@ from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.rollout import Trajectory, rollout
 from rlr_core.gradients.advantages import advantages
 from rlr_core.gradients.backward import BackwardResult, Regularization, Signals, backward
+from rlr_core.gradients.divergence import kl_to_base, least_sigma, total_kl
 from rlr_core.gradients.plan import Plan
 from rlr_core.gradients.samples import Batch, GradientEstimate, Rollout, Rollouts, Score, Scores
-from rlr_core.gradients.statistics import RunningStatistics, Statistics, mixing_share
+from rlr_core.gradients.statistics import RunningStatistics, Statistics
 from rlr_core.gradients.zeroth_order import Perturbation
 
 
@@ -51,6 +52,8 @@ class Problem:
     """Whether that gradient is the reward's own."""
     micro_batch: int = 64
     """Trajectories on a device at a time."""
+    graph_steps: int = 0
+    """How many last steps of a rollout keep their graphs, so that a walk need not evaluate them again."""
     base: Callable[[], AbstractContextManager] = nullcontext
     """Context in which the chain is the base model's."""
     conditioning: Callable[[Tensor], Conditioning] | None = None
@@ -58,6 +61,8 @@ class Problem:
     prompts: Sequence[str] = ()
     """What the prompts of these numbers are."""
     seed: int = 0
+    learning_rate: float = 1e-3
+    """The run's, for a method that tries something out."""
     world: World | None = None
     """The processes that share a batch; None is this one alone."""
     on_phase: Callable[[str, int, int], None] = _nobody
@@ -79,6 +84,8 @@ class Estimator:
         self.mean_reward: float | None = None
         self.coefficient = 0.0
         """Running regression coefficient of the reward on its surrogate."""
+        self.kl = float("nan")
+        """KL divergence to the base when it was last measured."""
 
     # --- sampling ---
 
@@ -130,8 +137,10 @@ class Estimator:
         self, batch: Batch, index: Tensor, plan: Plan, sign: int, step: int, group: int
     ) -> Trajectory:
         noise, conditioning = batch.noise(index), batch.conditioning.select(index)
-        if not sign:
-            return rollout(self.chain, noise, conditioning)
+        if not sign:  # a perturbation would change parameters that graphs still need
+            walked = plan.visited.all(dim=1).nonzero().flatten().tolist()
+            kept = {t for t in walked if t <= self.problem.graph_steps}
+            return rollout(self.chain, noise, conditioning, graph_steps=kept)
         perturbation = self._perturbation(step, group)
         perturbed = plan.perturbed[:, 0]
         active = 0
@@ -169,15 +178,12 @@ class Estimator:
         """
         statistics = Statistics(self.chain.T)
         regularization = Regularization(
-            self.problem.base,
-            self.options.kl_weight,
-            min((s for s in self.sigmas if s > 0), default=1.0),
-            clip_range,
+            self.problem.base, self.options.kl_weight, least_sigma(self.sigmas), clip_range
         )
         totals = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.parameters]
         twins, size = rollouts.rewards.shape
         kl = ratio_error = clipped = torch.zeros(())
-        signals = self._signals(rollouts)
+        signals = self.signals(rollouts)
         for done, (part, signal) in enumerate(zip(rollouts.parts, signals, strict=True)):
             self.problem.on_phase("backward", done, len(rollouts.parts))
             if not part.plan.visited.any():
@@ -196,7 +202,9 @@ class Estimator:
             ratio_error = torch.maximum(ratio_error, result.importance_ratio_error.cpu())
             clipped = clipped + result.clipped.cpu()
         if self.twins:
-            self._add_zeroth_order(rollouts, totals, size)
+            perturbed_kl = self._perturbed_kl(rollouts)
+            self._add_zeroth_order(rollouts, totals, perturbed_kl)
+            kl = kl + perturbed_kl.sum() / (twins * size)
         self.world.sum_all(totals)
         if not replay:
             self._remember(rollouts, statistics)
@@ -208,31 +216,27 @@ class Estimator:
             metrics["importance_ratio/clipped"] = float(self.world.sum(clipped))
         return GradientEstimate(totals, metrics)
 
-    @torch.no_grad()
-    def measure_kl(self, rollouts: Rollouts, samples: int = 2) -> float:
-        """Mean KL to the base of a few trajectories, summed over their noisy steps; NaN where none has noise.
-
-        A cheap figure for those who do not train with it: what was drawn tells the mean that it was drawn
-        around, so only the base model is asked. Perturbed steps (zeroth order) are what the twins drew.
-        """
-        total, count = torch.zeros(()), torch.zeros(())
-        for part in rollouts.parts[:1]:
-            trajectory = part.trajectory
-            index = torch.arange(min(samples, len(part.index)))
-            conditioning = trajectory.conditioning.select(index)
-            count += len(index)
-            for t, z in trajectory.noises.items():
-                sigma = self.sigmas[t - 1]
-                mean = trajectory.latents[t - 1][: len(index)] - sigma * z[: len(index)]
-                with self.problem.base():
-                    base = self.chain.mean(trajectory.latents[t][: len(index)], t, conditioning)
-                total += ((mean - base).square().sum() / (2 * sigma**2)).cpu()
+    def measure_kl(self, rollouts: Rollouts) -> float:
+        """Mean KL to the base of a few trajectories, over their noisy steps; NaN where none has noise."""
         if not any(self.sigmas):
             return float("nan")
-        total, count = self.world.sum(torch.stack([total, count]))
+        total, count = self.world.sum(total_kl(self.chain, self.problem.base, rollouts))
         return float(total / count)
 
-    def _signals(self, rollouts: Rollouts) -> list[Signals]:
+    def _perturbed_kl(self, rollouts: Rollouts) -> Tensor:
+        """KL divergence to the base [S, B] of the perturbed steps; 0 where nobody is held near it.
+
+        No walk visits these steps: their pull is in what the twins differ in, as their reward is.
+        """
+        values = torch.zeros_like(rollouts.rewards)
+        if self.options.kl_weight > 0:
+            for part in rollouts.parts:
+                perturbed = part.plan.perturbed[:, 0].nonzero().flatten().tolist()
+                divergence = kl_to_base(self.chain, self.problem.base, part.trajectory, perturbed)
+                values[part.twin, part.index] = divergence
+        return values
+
+    def signals(self, rollouts: Rollouts) -> list[Signals]:
         """Each part's advantages and pathwise start."""
         surrogates = None if rollouts.surrogates is None else self.coefficient * rollouts.surrogates
         groups = rollouts.batch.groups
@@ -261,13 +265,14 @@ class Estimator:
             )
         return signals
 
-    def _add_zeroth_order(self, rollouts: Rollouts, totals: list[Tensor], size: int) -> None:
+    def _add_zeroth_order(self, rollouts: Rollouts, totals: list[Tensor], perturbed_kl: Tensor) -> None:
+        values = (rollouts.rewards - self.options.kl_weight * perturbed_kl) / rollouts.batch.size
         own: dict[int, list[int]] = {}
         for part in rollouts.parts:
             if part.twin == 0:
                 own.setdefault(part.group, []).extend(part.index.tolist())
         for group, members in own.items():
-            plus, minus = rollouts.rewards[:, members] / size
+            plus, minus = values[:, members]
             self._perturbation(rollouts.step, group).add_gradient(totals, plus, minus)
 
     # --- what is remembered ---
@@ -277,51 +282,15 @@ class Estimator:
         """Whether anything is known that a first update could be planned from."""
         return bool(np.isfinite(self.running.square[1:]).any())
 
-    def calibrate(self, rollouts: Rollouts) -> None:
-        """Set the mixture and the depths from a walk whose gradient is thrown away (math.md section 3).
-
-        All trajectories take a step before any takes the next: lam is set from the batch's variances in
-        order, because the variance of a pathwise cotangent is that of the mixtures before it.
-        """
-        self._update_coefficient(rollouts)
-        statistics = Statistics(self.chain.T)
-        signals = [Signals(s.advantage, s.pathwise) for s in self._signals(rollouts)]
-        for t in range(1, self.chain.T + 1):
-            lam = self._calibrated_lam(t, rollouts, signals)
-            for part, signal in zip(rollouts.parts, signals, strict=True):
-                plan = Plan.everywhere(self.chain.T, len(part.index), lam)
-                result = backward(
-                    self.chain,
-                    part.trajectory,
-                    self.parameters,
-                    plan.with_deterministic_steps(self.sigmas),
-                    signal,
-                    observer=statistics,
-                    steps=range(t, t + 1),
-                )
-                signal.pathwise = result.pathwise
-        self.running.update(statistics.totals(self.world.sum))
-
-    def _calibrated_lam(self, t: int, rollouts: Rollouts, signals: list[Signals]) -> float:
-        """The share of the pathwise cotangent at step t that this batch's own variances ask for."""
-        if not self.pathwise or self.sigmas[t - 1] <= 0:
-            return 0.0
-        observed = Statistics(self.chain.T)
-        for part, signal in zip(rollouts.parts, signals, strict=True):
-            score = part.trajectory.noises[t] / self.sigmas[t - 1]
-            advantage = signal.advantage.view(-1, *[1] * (score.ndim - 1))
-            observed.cotangents(t, _known(signal.pathwise), advantage * score)
-        totals = observed.totals(self.world.sum)
-        return mixing_share(totals["pathwise"][t], totals["score_function"][t])
-
     def _remember(self, rollouts: Rollouts, statistics: Statistics) -> None:
         """Take this update into the running means, after its plan and mixture were used."""
         self.running.update(statistics.totals(self.world.sum))
         mean = float(rollouts.rewards.mean())
         self.mean_reward = mean if self.mean_reward is None else 0.9 * self.mean_reward + 0.1 * mean
-        self._update_coefficient(rollouts)
+        self.update_coefficient(rollouts)
 
-    def _update_coefficient(self, rollouts: Rollouts) -> None:
+    def update_coefficient(self, rollouts: Rollouts) -> None:
+        """Take a batch into the running regression of the reward on its surrogate, where there is one."""
         if rollouts.surrogates is None:
             return
         surrogate, reward = rollouts.surrogates.flatten(), rollouts.rewards.flatten()
@@ -332,11 +301,11 @@ class Estimator:
     def state_dict(self) -> dict[str, Tensor]:
         """What is averaged over updates, float64."""
         mean = float("nan") if self.mean_reward is None else self.mean_reward
-        scalars = torch.tensor([mean, self.coefficient], dtype=torch.float64)
+        scalars = torch.tensor([mean, self.coefficient, self.kl], dtype=torch.float64)
         return {**self.running.state_dict(), "scalars": scalars}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         state = dict(state)
-        mean, self.coefficient = state.pop("scalars").tolist()
+        mean, self.coefficient, self.kl = state.pop("scalars").tolist()
         self.mean_reward = None if np.isnan(mean) else mean
         self.running.load_state_dict(state)

@@ -1,7 +1,8 @@
 """What the methods remember from update to update: variances of the two cotangents, gradient norms.
 
 One update is observed by `Statistics`; `RunningStatistics` averages updates. An update is planned from
-earlier ones only, because its own batch would bias it.
+earlier ones only, because its own batch would bias it. Everything is a sum over trajectories, so nothing
+depends on how a batch is cut into micro-batches.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DECAY = 0.8
-"""Of the running means: the last five updates or so count."""
+DECAY = 0.9
+"""Of the running means: the last ten updates or so count."""
+
+Cotangent = str
+KINDS: tuple[Cotangent, ...] = ("pathwise", "score_function")
 
 
 class Statistics:
@@ -21,42 +25,43 @@ class Statistics:
 
     def __init__(self, T: int):
         self.T = T
-        self._moments: dict[tuple[str, int], list[Tensor]] = {}
-        self._counts = {kind: np.zeros(T + 1) for kind in ("pathwise", "score_function", "gradient")}
+        self._moments: dict[tuple[Cotangent, int], list[Tensor]] = {}
+        self._counts = {kind: np.zeros(T + 1) for kind in (*KINDS, "mixture")}
         self._squares: dict[int, Tensor] = {}
 
     def cotangents(self, t: int, pathwise: Tensor, score_function: Tensor) -> None:
         """Add a batch's pathwise and score-function cotangents [B, ...] of step t."""
-        for kind, value in (("pathwise", pathwise), ("score_function", score_function)):
+        for kind, value in zip(KINDS, (pathwise, score_function), strict=True):
             self._counts[kind][t] += value.shape[0]
             parts = [value.sum(0), value.square().sum()]
             if (kind, t) in self._moments:
                 parts = [old + new for old, new in zip(self._moments[kind, t], parts, strict=True)]
             self._moments[kind, t] = parts
 
-    def contribution(self, t: int, norm: Tensor, samples: int) -> None:
-        """Add the norm (0-dim) of step t's gradient, a sum over `samples` trajectories."""
-        self._counts["gradient"][t] += samples
-        self._squares[t] = self._squares.get(t, torch.zeros_like(norm)) + norm**2 / samples
+    def mixture(self, t: int, mixed: Tensor) -> None:
+        """Add the cotangents u_t [B, ...] that step t of these trajectories was walked with, unweighted."""
+        self._counts["mixture"][t] += mixed.shape[0]
+        square = mixed.square().sum()
+        self._squares[t] = self._squares[t] + square if t in self._squares else square
 
     def totals(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, np.ndarray]:
-        """Per step [T + 1]: variance (trace) of both cotangents, mean square of the gradient; NaN if unseen.
+        """Per step [T + 1]: variance (trace) of both cotangents, mean square of the mixture; NaN if unseen.
 
         reduce: sums a tensor over all processes.
         """
         reduce = reduce or (lambda tensor: tensor)
         counts = {k: reduce(torch.from_numpy(v.copy())).numpy() for k, v in self._counts.items()}
-        totals = {kind: np.full(self.T + 1, np.nan) for kind in ("pathwise", "score_function", "gradient")}
+        totals = {kind: np.full(self.T + 1, np.nan) for kind in (*KINDS, "mixture")}
         for t in range(1, self.T + 1):
-            for kind in ("pathwise", "score_function"):
+            for kind in KINDS:
                 if (count := counts[kind][t]) > 1:
                     whole, square = (reduce(part) for part in self._parts(kind, t))
                     totals[kind][t] = float((square - whole.square().sum() / count) / (count - 1))
-            if (count := counts["gradient"][t]) > 0:
-                totals["gradient"][t] = float(reduce(self._squares.get(t, self._zero()))) / count
+            if (count := counts["mixture"][t]) > 0:
+                totals["mixture"][t] = float(reduce(self._squares.get(t, self._zero()))) / count
         return totals
 
-    def _parts(self, kind: str, t: int) -> list[Tensor]:
+    def _parts(self, kind: Cotangent, t: int) -> list[Tensor]:
         if (kind, t) in self._moments:
             return self._moments[kind, t]
         return [torch.zeros_like(part) for part in next(iter(self._moments.values()))]
@@ -70,36 +75,60 @@ class RunningStatistics:
 
     def __init__(self, T: int):
         self.T = T
-        self.log_pathwise = np.full(T + 1, np.nan)
-        self.log_score_function = np.full(T + 1, np.nan)
+        self.log_mean = {kind: np.full(T + 1, np.nan) for kind in KINDS}
+        """Of the log of a batch's variance."""
+        self.log_variance = {kind: np.zeros(T + 1) for kind in KINDS}
+        """Its spread from update to update."""
         self.square = np.full(T + 1, np.nan)
+        """Mean square of the cotangent that a step was walked with."""
+        self.slope = np.full(T + 1, np.nan)
+        """Root-mean-square of |g_t| over that of |u_t|, as calibrated."""
 
     def update(self, totals: dict[str, np.ndarray]) -> None:
         """Take in one update's `Statistics.totals`."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            self.log_pathwise = _average(self.log_pathwise, np.log(np.maximum(totals["pathwise"], 1e-30)))
-            self.log_score_function = _average(
-                self.log_score_function, np.log(np.maximum(totals["score_function"], 1e-30))
-            )
-        self.square = _average(self.square, totals["gradient"])
+        for kind in KINDS:
+            seen = np.log(np.maximum(totals[kind], 1e-30))
+            distance = np.nan_to_num(seen - self.log_mean[kind])  # 0 where a step is first seen, or not now
+            self.log_mean[kind] = _average(self.log_mean[kind], seen)
+            spread = DECAY * (self.log_variance[kind] + (1 - DECAY) * distance**2)
+            self.log_variance[kind] = np.where(np.isfinite(seen), spread, self.log_variance[kind])
+        self.square = _average(self.square, totals["mixture"])
 
     def lam(self) -> Tensor:
-        """Inverse-variance share of the pathwise cotangent per step [T + 1]; 1 where nothing is known."""
-        log_odds = np.nan_to_num(self.log_score_function - self.log_pathwise, nan=np.inf)
+        """Inverse-variance share of the pathwise cotangent per step [T + 1]; 1 where nothing is known.
+
+        The variance V = exp(m + 2 v) is taken from the running mean m and variance v of the log of a batch's
+        variance. Exploding products of Jacobians have heavy tails: the mean of the log alone is their typical
+        size, far below their mean (m + v / 2 for a log-normal), and a mean of V itself is ruled by the last
+        explosion. Asking for more than the mean costs little: a step that explodes now and then should be
+        walked by the likelihood ratio.
+        """
+        log_pathwise, log_score = (self.log_mean[kind] + 2 * self.log_variance[kind] for kind in KINDS)
+        log_odds = np.nan_to_num(log_score - log_pathwise, nan=np.inf)
         return torch.from_numpy(_sigmoid(log_odds)).float()
 
     def norms(self) -> np.ndarray:
-        """Root-mean-square gradient norm per step [T + 1]; the mean of the known ones where unknown."""
+        """Root-mean-square norm of a trajectory's gradient at each step [T + 1]; as good as known.
+
+        A trajectory's own |g_t| would take a backward pass of its own. Its cotangent |u_t| is at hand in
+        every walk, and how much longer g_t is hardly changes: the calibration has measured it.
+        """
         known = self.square[1:][np.isfinite(self.square[1:])]
         fill = float(known.mean()) if len(known) else 1.0
-        return np.sqrt(np.nan_to_num(self.square, nan=fill))
+        return np.sqrt(np.nan_to_num(self.square, nan=fill)) * np.nan_to_num(self.slope, nan=1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(value.copy()) for name, value in vars(self).items() if name != "T"}
+        arrays = {"square": self.square, "slope": self.slope}
+        arrays |= {f"log_mean.{kind}": value for kind, value in self.log_mean.items()}
+        arrays |= {f"log_variance.{kind}": value for kind, value in self.log_variance.items()}
+        return {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value.numpy().copy())
+        arrays = {name: value.numpy().copy() for name, value in state.items()}
+        self.square, self.slope = arrays["square"], arrays["slope"]
+        for kind in KINDS:
+            self.log_mean[kind] = arrays[f"log_mean.{kind}"]
+            self.log_variance[kind] = arrays[f"log_variance.{kind}"]
 
 
 def mixing_share(pathwise_variance: float, score_variance: float) -> float:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rlr_core.methods.base import Method
 
 METHODS: dict[str, str] = {
+    "auto": "rlr_core.methods.auto:Auto",
     "adaptive": "rlr_core.methods.adaptive:Adaptive",
     "rlr": "rlr_core.methods.rlr:Rlr",
     "full": "rlr_core.methods.full:Full",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlr_core.config import MethodConfig
 from rlr_core.gradients.plan import Plan, draw_depths, survival
 from rlr_core.methods.base import PlanInputs, WalkMethod
 
@@ -17,10 +18,15 @@ class Adaptive(WalkMethod):
     summary = (
         "back-propagation and the sampler's noise at every step, each weighted by how reliable it has been"
     )
-    when = "the default; method.budget trades precision for speed"
+    when = "smooth rewards; method.budget trades precision for speed"
     needs_gradient = "used"
+    compares = False
     needs_baseline = True
     calibrates = True
+
+    @classmethod
+    def reads_norms(cls, options: MethodConfig) -> bool:
+        return options.budget < 1
 
     @staticmethod
     def plan(setting: PlanInputs) -> Plan:

@@ -8,9 +8,9 @@ section 2).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -20,13 +20,25 @@ from rlr_core.common.pending import Pending
 from rlr_core.common.random_streams import stream
 from rlr_core.config import MethodConfig, SamplerConfig
 from rlr_core.errors import UserError
+from rlr_core.gradients.calibration import calibrate
 from rlr_core.gradients.estimator import Estimator, Problem
 from rlr_core.gradients.plan import Plan
 from rlr_core.gradients.samples import Batch, GradientEstimate, Rollouts
 from rlr_core.gradients.statistics import RunningStatistics
 
+
+class Draw(Protocol):
+    """Gives the batch of an update."""
+
+    def __call__(self, step: int, per_prompt: int | None = None, /) -> Batch:
+        """per_prompt: pictures of a prompt; None is the run's."""
+        ...
+
+
 CALIBRATION = -1
 """The update number of the batch that only measures."""
+KL_EVERY = 10
+"""Updates between two that measure how far the model is from the base, where no method asks for it."""
 
 
 class Method(ABC):
@@ -55,8 +67,13 @@ class Method(ABC):
     def check(cls, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
         """Raise UserError where settings cannot work together; called before anything is loaded."""
 
-    def prepare(self, draw: Callable[[int], Batch]) -> None:
-        """Called once before the first update is collected; draw: gives the batch of an update."""
+    def prepare(self, draw: Draw) -> None:
+        """Called before the first update is collected, and again when a run goes on."""
+
+    @property
+    def per_prompt(self) -> int | None:
+        """How many pictures of a prompt its batches hold; None is as many as the run's settings say."""
+        return None
 
     @abstractmethod
     def collect(self, batch: Batch, step: int) -> Any | Pending:
@@ -70,6 +87,9 @@ class Method(ABC):
     def rewards(self, samples: Any) -> Tensor:
         """What the reward said of the samples, of all processes, any shape."""
         return samples.rewards
+
+    def keep_graphs(self, steps: int) -> None:
+        """There is memory to keep the graphs of this many last steps of an update's rollouts."""
 
     def unreachable_steps(self) -> int:
         """How many last sampler steps the reward cannot reach: they have no noise and it has no gradient."""
@@ -123,6 +143,9 @@ class WalkMethod(Method):
     """Whether it cannot do without noisy steps."""
     needs_baseline: ClassVar[bool] = False
     """Whether rewards need a baseline."""
+    compares: ClassVar[bool] = True
+    """Whether it learns from how pictures of a prompt differ even where the reward has a gradient. What
+    back-propagation learns from one differs more between prompts than within one: it takes each once."""
     calibrates: ClassVar[bool] = False
     """Whether the first update is preceded by a walk that only measures."""
 
@@ -159,11 +182,21 @@ class WalkMethod(Method):
                 "A batch of 1 has no baseline: raise batch, or set method.advantage=running_mean."
             )
 
-    def prepare(self, draw: Callable[[int], Batch]) -> None:
-        if self.calibrates and not self.estimator.calibrated:
-            samples = self.collect(draw(CALIBRATION), CALIBRATION)
+    @classmethod
+    def reads_norms(cls, options: MethodConfig) -> bool:
+        """Whether plans are made from the lengths of gradients, which a calibration then measures too."""
+        return False
+
+    @property
+    def per_prompt(self) -> int | None:
+        return 1 if self.problem.differentiable and not self.compares else None
+
+    def prepare(self, draw: Draw) -> None:
+        norms = self.reads_norms(self.options)
+        if (self.calibrates or norms) and not self.estimator.calibrated:
+            samples = self.collect(draw(CALIBRATION, self.per_prompt), CALIBRATION)
             if not isinstance(samples, Pending):
-                self.estimator.calibrate(samples)
+                calibrate(self.estimator, samples, norms)
 
     def collect(self, batch: Batch, step: int) -> Rollouts | Pending:
         groups = self.estimator.perturbation_groups(batch.size)
@@ -181,9 +214,19 @@ class WalkMethod(Method):
 
     def gradients(self, samples: Rollouts) -> Iterator[GradientEstimate]:
         estimate = self.estimator.gradient(samples)
-        if "kl" not in estimate.metrics:  # now: the step that follows moves the parameters
-            estimate.metrics["kl"] = self.estimator.measure_kl(samples)
+        self.add_kl(estimate, samples)  # now: the step that follows moves the parameters
         yield estimate
+
+    def add_kl(self, estimate: GradientEstimate, samples: Rollouts) -> None:
+        """Say how far the model was from the base when it was last measured, which takes T evaluations."""
+        if "kl" in estimate.metrics:
+            return
+        if samples.step % KL_EVERY == 1 or np.isnan(self.estimator.kl):
+            self.estimator.kl = self.estimator.measure_kl(samples)
+        estimate.metrics["kl"] = self.estimator.kl
+
+    def keep_graphs(self, steps: int) -> None:
+        self.problem.graph_steps = steps
 
     def unreachable_steps(self) -> int:
         if self.problem.differentiable and self.needs_gradient != "no":

@@ -29,8 +29,7 @@ class Ddpo(LikelihoodRatio):
                 f"The importance ratio of unchanged weights is off by {error:.2g}: the denoiser is not "
                 f"repeatable in this precision; use dtype=fp32, or another method."
             )
-        if "kl" not in first.metrics:
-            first.metrics["kl"] = self.estimator.measure_kl(samples)
+        self.add_kl(first, samples)
         yield first
         for _ in range(self.options.inner_epochs - 1):
             yield self.estimator.gradient(samples, clip_range=self.options.clip_range, replay=True)

@@ -13,6 +13,7 @@ class Full(WalkMethod):
     summary = "back-propagation through every sampler step (DRaFT)"
     when = "few sampler steps; with many its gradient can explode"
     needs_gradient = "needed"
+    compares = False
 
     @staticmethod
     def plan(setting: PlanInputs) -> Plan:

@@ -43,6 +43,10 @@ class Rlr(WalkMethod):
     def perturbs(cls, options: MethodConfig) -> bool:
         return options.remainder == "zeroth_order"
 
+    @classmethod
+    def reads_norms(cls, options: MethodConfig) -> bool:
+        return options.start == "gradient_norm"
+
     @staticmethod
     def plan(setting: PlanInputs) -> Plan:
         s, h, remainder = setting, setting.options.window, setting.options.remainder

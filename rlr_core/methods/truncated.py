@@ -19,6 +19,7 @@ class Truncated(WalkMethod):
     summary = "back-propagation through the last K sampler steps (DRaFT-K, AlignProp)"
     when = "texture and color; it hardly changes what is where"
     needs_gradient = "needed"
+    compares = False
     bias = "earlier steps are dropped"
 
     @classmethod

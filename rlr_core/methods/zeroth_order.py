@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rlr_core.config import MethodConfig, SamplerConfig
-from rlr_core.errors import UserError
+from rlr_core.config import MethodConfig
 from rlr_core.gradients.plan import Plan
 from rlr_core.methods.base import PlanInputs, WalkMethod
 
@@ -14,15 +13,6 @@ class ZerothOrder(WalkMethod):
     name = "zeroth_order"
     summary = "small random changes of the LoRA, in opposite pairs"
     when = "a sampler without noise and a reward without a gradient; noisier than all others"
-
-    @classmethod
-    def check(cls, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
-        super().check(options, sampler, batch)
-        if options.kl_weight > 0:
-            raise UserError(
-                f"Method {cls.name!r} only sees rewards, and method.kl_weight cannot act: set it to 0, or "
-                "choose another method."
-            )
 
     @classmethod
     def perturbs(cls, options: MethodConfig) -> bool:

@@ -31,10 +31,11 @@ class Batches:
         self.size, self.per_prompt, self.seed = size, per_prompt, seed
         self.latent_shape = tuple(latent_shape)
 
-    def draw(self, step: int) -> Batch:
-        """The batch of update `step`; -1 is the calibration's."""
-        dealt = deal(len(self.prompts), self.size // self.per_prompt, step + 1, self.seed)
-        rows = [self.prompts[place] for place in dealt for _ in range(self.per_prompt)]
+    def draw(self, step: int, per_prompt: int | None = None) -> Batch:
+        """The batch of update `step`; -1 is the calibration's. per_prompt: in place of the run's."""
+        count = per_prompt or self.per_prompt
+        dealt = deal(len(self.prompts), self.size // count, step + 1, self.seed)
+        rows = [self.prompts[place] for place in dealt for _ in range(count)]
         noise_seeds = seeds(self.seed, "noise", self.size, step)
 
         def noise(index: Tensor) -> Noise:

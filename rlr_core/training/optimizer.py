@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -15,6 +17,8 @@ from rlr_core.errors import UserError
 
 GIVE_UP_AFTER = 5
 """Updates in a row whose gradient is not finite."""
+REMEMBERED_NORMS = 32
+"""Gradients whose median length says what is usual."""
 
 
 class StepOutcome(NamedTuple):
@@ -39,6 +43,8 @@ class AdapterOptimizer:
         self.optimizer = _optimizer_class(config.name)(self.parameters, **arguments)
         self.ema = [p.detach().clone() for p in self.parameters] if config.ema_decay else None
         self.taken = self.skipped = self.skipped_in_a_row = 0
+        self.norms: deque[float] = deque(maxlen=REMEMBERED_NORMS)
+        """Lengths of the last gradients, as they came."""
 
     @torch.no_grad()
     def keep_ema(self) -> None:
@@ -66,8 +72,8 @@ class AdapterOptimizer:
             self.skipped_in_a_row += 1
             return StepOutcome(value, False)
         self.skipped_in_a_row = 0
-        limit = self.config.max_grad_norm
-        scale = -min(1.0, limit / value) if limit and value > 0 else -1.0
+        self.norms.append(value)
+        scale = -min(1.0, self._longest() / value) if value > 0 else -1.0
         for parameter, direction in zip(self.parameters, gradient, strict=True):
             parameter.grad = direction.to(parameter.dtype) * scale
         for group in self.optimizer.param_groups:
@@ -76,6 +82,16 @@ class AdapterOptimizer:
         self.optimizer.zero_grad(set_to_none=True)
         self._update_ema()
         return StepOutcome(value, True)
+
+    def _longest(self) -> float:
+        """What a gradient is shortened to.
+
+        A reward's gradient is heavy-tailed, and Adam remembers one that is a hundred times as long for as
+        many updates: what is usual in this run is the limit, whatever its units are.
+        """
+        c = self.config
+        usual = statistics.median(self.norms) * c.max_grad_ratio if c.max_grad_ratio else math.inf
+        return min(usual, c.max_grad_norm or math.inf)
 
     def check_not_stuck(self) -> None:
         """Raise UserError when too many steps in a row were not taken."""
@@ -114,6 +130,7 @@ class AdapterOptimizer:
         for place, values in self.optimizer.state_dict()["state"].items():
             flat |= {f"{place}.{name}": v for name, v in values.items() if isinstance(v, Tensor)}
         flat |= {f"ema.{i}": average for i, average in enumerate(self.ema or [])}
+        flat["norms"] = torch.tensor(list(self.norms), dtype=torch.float64)
         return flat
 
     @torch.no_grad()
@@ -123,6 +140,8 @@ class AdapterOptimizer:
             place, _, name = key.partition(".")
             if place == "counts":
                 self.taken, self.skipped, self.skipped_in_a_row = value.tolist()
+            elif place == "norms":
+                self.norms = deque(value.tolist(), REMEMBERED_NORMS)
             elif place == "ema" and self.ema is not None:
                 self.ema[int(name)].copy_(value)
             else:

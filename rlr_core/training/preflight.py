@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,10 +37,14 @@ class Need(NamedTuple):
 def check_memory(parts: Parts, free: int | None = None) -> Need | None:
     """Refuse a run that would not fit, with the numbers and the settings that would. Raises UserError.
 
-    free: bytes to be had; None asks the GPU. Without a GPU there is nothing to ask, and None is returned.
+    What is left over lets rollouts keep the graphs of their last steps, which the walk need not repeat then.
+    free: bytes to be had; None asks the device. Where it cannot tell, None is returned.
     """
     device = parts.model.device
     if free is None:
+        if device.type == "cpu":
+            parts.method.keep_graphs(_graph_steps(parts, measure_step(parts), spare_memory()))
+            return None
         if device.type != "cuda":
             return None
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -70,35 +75,61 @@ def check_memory(parts: Parts, free: int | None = None) -> Need | None:
             f"{need.picture / GIB:.2f} GiB for each of decode_batch {config.decode_batch} in the reward. "
             f"{_what_fits(parts, need, free)}"
         )
+    parts.method.keep_graphs(_graph_steps(parts, need.step, free - needed))
     return need
+
+
+def spare_memory() -> int:
+    """Bytes of the computer's memory that a run may fill with what it could do without: a quarter of what is
+    free. 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 0
+
+
+def _graph_steps(parts: Parts, step: int, spare: float) -> int:
+    """How many steps of a whole batch's rollout may keep their graphs in `spare` bytes. step: a picture's."""
+    pictures = len(parts.world.slice(parts.config.batch))
+    return max(0, int(spare / (MARGIN * max(1, step) * max(1, pictures))))
 
 
 def measure(parts: Parts) -> Need:
     """Bytes that one picture takes in a step and in the reward. Leaves no trace in the run."""
-    chain, model, reward = parts.chain, parts.model, parts.reward
-    counts, state = chain.evaluations, reward.state_dict()
-    book, first = parts.batches.book, parts.batches.prompts[:1]
-    conditioning, text = book.conditioning(first), book.texts(first)
-    latents = torch.zeros(1, *parts.latent_shape, device=model.device)
-    chain.evaluations = EvaluationCounts()
-
-    def step() -> Tensor:
-        return chain.mean(latents.clone().requires_grad_(True), chain.T, conditioning)
+    model, reward = parts.model, parts.reward
+    state, latents = reward.state_dict(), _one_latent(parts)
+    text = parts.batches.book.texts(parts.batches.prompts[:1])
 
     def score() -> Tensor:
-        images = model.decode(latents.clone().requires_grad_(parts.scorer.pathwise)).clamp(0, 1)
+        images = model.decode(latents.requires_grad_(parts.scorer.pathwise)).clamp(0, 1)
         return reward(images, text)
 
+    step_bytes = measure_step(parts)
     try:
-        with torch.enable_grad():
-            step_bytes = _cost(step, model.device)
         with torch.set_grad_enabled(parts.scorer.pathwise):
             return Need(step_bytes, _cost(score, model.device))
     finally:
-        chain.evaluations = counts
         reward.load_state_dict(state)
+
+
+def measure_step(parts: Parts) -> int:
+    """Bytes that one picture takes in a step. Leaves no trace in the run."""
+    chain, counts, latents = parts.chain, parts.chain.evaluations, _one_latent(parts)
+    conditioning = parts.batches.book.conditioning(parts.batches.prompts[:1])
+    chain.evaluations = EvaluationCounts()
+    try:
+        with torch.enable_grad():
+            return _cost(
+                lambda: chain.mean(latents.requires_grad_(True), chain.T, conditioning), parts.model.device
+            )
+    finally:
+        chain.evaluations = counts
         for parameter in parts.adapter.parameters():
             parameter.grad = None
+
+
+def _one_latent(parts: Parts) -> Tensor:
+    return torch.zeros(1, *parts.latent_shape, device=parts.model.device)
 
 
 def picture_size(parts: Parts) -> tuple[int, int]:

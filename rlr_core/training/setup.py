@@ -113,6 +113,7 @@ def build(
             conditioning=book.conditioning,
             prompts=book.texts(range(len(book.prompts))),
             seed=config.seed,
+            learning_rate=config.optimizer.learning_rate,
             world=world,
             on_phase=on_phase,
         )

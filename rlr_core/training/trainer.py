@@ -117,7 +117,8 @@ class Trainer:
         """One update: a row of metrics.jsonl, or what has to be waited for."""
         parts, counters = self.parts, self.counters
         parts.reward.begin_update()
-        samples = parts.method.collect(parts.batches.draw(counters.step), counters.step)
+        batch = parts.batches.draw(counters.step, parts.method.per_prompt)
+        samples = parts.method.collect(batch, counters.step)
         if isinstance(samples, Pending):
             return samples
         norms, measured = [], {}

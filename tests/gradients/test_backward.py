@@ -326,3 +326,26 @@ def test_depths_have_the_survival_they_were_drawn_for():
         assert (depths >= t).mean() == pytest.approx(survive[t], abs=0.005)
     totals = [draw_depths(survive, 16, rng).sum() for _ in range(200)]
     assert max(totals) - min(totals) <= 6  # systematic: the cost barely varies
+
+
+@pytest.mark.parametrize("name", ["full", "adaptive", "likelihood_ratio", "ddpo", "truncated"])
+def test_graphs_kept_by_the_rollout_give_the_same_gradient_to_the_last_bit(tiny_model, name):
+    chain, adapter, conditioning = make(tiny_model)
+
+    def scores(x0, prompts, gradient):
+        return Scores(score(tiny_model, x0).detach(), pathwise_start(tiny_model, x0) if gradient else None)
+
+    shape = tiny_model.latent_shape(*tiny_model.default_size)
+    groups = torch.zeros(3, dtype=torch.long)
+    batch = Batch(lambda index: Noise(index.tolist(), shape), conditioning, groups, PROMPTS)
+    found, costs = [], []
+    for kept in (0, 2, chain.T):
+        problem = Problem(chain, adapter.parameters(), scores, pathwise=True, graph_steps=kept)
+        method = method_class(name)(problem, MethodConfig(name, depth=3, budget=1.0))
+        before = chain.evaluations.forward + chain.evaluations.backward
+        found.append([e.gradient for e in method.gradients(method.collect(batch, 1))])
+        costs.append(chain.evaluations.forward + chain.evaluations.backward - before)
+    assert costs[0] > costs[1] > costs[2]
+    for other in found[1:]:
+        for whole, estimate in zip(found[0], other, strict=True):
+            assert all(map(torch.equal, whole, estimate))

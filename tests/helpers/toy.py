@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -82,8 +84,10 @@ def estimates(
     black_box: bool = False,
     surrogate=None,
     groups: int = 4,
+    base=nullcontext,
 ) -> Tensor:
-    """`updates` independent gradient estimates [updates, D] with fixed parameters."""
+    """`updates` independent gradient estimates [updates, D] with fixed parameters. base: context in which the
+    chain is the base model's."""
 
     def score(x0: Tensor, prompts, gradient: bool) -> Scores:
         if black_box and surrogate is None:
@@ -104,10 +108,11 @@ def estimates(
         pathwise=not black_box or surrogate is not None,
         differentiable=not black_box,
         micro_batch=batch,
+        base=base,
     )
     method = method_class(options.name)(problem, options)
 
-    def draw(step: int) -> Batch:
+    def draw(step: int, per_prompt: int | None = None) -> Batch:
         return Batch(
             lambda index: BlockNoise(step + 10, index),
             nothing(batch),

@@ -9,6 +9,7 @@ from runs import rows, run, small_config
 from rlr_core.methods import METHODS
 
 VARIANTS = {
+    "auto": {"snapshot_decay": 0.5},
     "nft": {"snapshot_decay": 0.5},
     "awm": {"inner_steps": 2},
     "dpo": {"kl_weight": 0.01},
@@ -46,7 +47,7 @@ def test_interrupted_run_goes_on_bit_equal(name, tmp_path):
     assert lora[0] == lora[1]
 
 
-@pytest.mark.parametrize("name", quick(["nft", "awm", "dpo"], "nft"))
+@pytest.mark.parametrize("name", quick(["auto", "nft", "awm", "dpo"], "nft"))
 def test_a_deterministic_sampler_and_a_black_box_are_enough_to_learn(name, tmp_path):
     settings = small_config(
         tmp_path / "run",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from rlr_core.config import EvaluationConfig, LoraConfig, SamplerConfig, TrainConfig
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.errors import UserError
-from rlr_core.training.preflight import GIB, Need, check_memory, measure
+from rlr_core.training.preflight import GIB, MARGIN, Need, check_memory, measure
 from rlr_core.training.setup import Parts, build
 from rlr_core.training.trainer import train
 
@@ -99,11 +101,23 @@ def test_measuring_changes_nothing_in_the_run(make, monkeypatch):
     for parts in (first, second):
         parts.adapter.detach()
     left = train(first.model, "brightness", first.config)
-    monkeypatch.setattr("rlr_core.training.trainer.check_memory", measure)
+    monkeypatch.setattr("rlr_core.training.trainer.check_memory", lambda p: (measure(p), check_memory(p)))
     right = train(second.model, "brightness", second.config)
     means = [[row.get("reward/mean") for row in run.metrics] for run in (left, right)]
     assert means[0] == means[1]
     assert left.metrics[-1]["evaluations/forward"] == right.metrics[-1]["evaluations/forward"]
+
+
+def test_what_memory_is_left_keeps_the_graphs_of_the_last_steps(make, monkeypatch):
+    parts = make(micro_batch=2)
+    needed = measure(parts).total(2, 1)
+    batch_of_graphs = MARGIN * 4 * measure(parts).step
+    for spare, steps in ((0.5, 0), (1.5, 1), (2.5, 2)):
+        check_memory(parts, math.ceil(needed + spare * batch_of_graphs))
+        assert parts.method.problem.graph_steps == steps
+    monkeypatch.setattr("rlr_core.training.preflight.spare_memory", lambda: 0)
+    check_memory(parts)
+    assert parts.method.problem.graph_steps == 0
 
 
 def test_without_a_gpu_nothing_is_asked(make):
