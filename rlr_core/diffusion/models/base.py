@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Rows = dict[str, Tensor]
 """Prompts as `encode_prompts` gives them: named tensors whose first dimension is the prompt. They may be no
-more than places in a table that the family keeps for itself: the engine only picks rows."""
+more than places in a table that the family keeps for itself: the engine only picks rows. Where prompts have
+lengths of their own, a boolean 'mask' [N, L] says which places of the others [N, L, ...] are filled, from the
+first on; the engine fills up and cuts off to the length that a batch needs."""
 
 
 class NoiseLevel(NamedTuple):
@@ -127,6 +129,10 @@ class DiffusionModel(ABC):
         Differentiable in the latents and in the adapter. `conditioning` holds B rows. No guidance here, but
         for a family with embedded guidance, whose scale it was told by `schedule`.
         """
+
+    def guide(self, without: Tensor, with_prompt: Tensor, scale: float) -> Tensor:
+        """The network's guided output, from those without and with the prompt, [B, ...] each."""
+        return without + scale * (with_prompt - without)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

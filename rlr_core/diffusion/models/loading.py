@@ -17,6 +17,14 @@ from rlr_core.errors import UserError, nearest
 
 FAMILIES: dict[str, str | type[DiffusionModel]] = {
     "stable-diffusion": "rlr_core.diffusion.models.stable_diffusion:StableDiffusion",
+    "stable-diffusion-xl": "rlr_core.diffusion.models.stable_diffusion_xl:StableDiffusionXL",
+    "stable-diffusion-3": "rlr_core.diffusion.models.stable_diffusion_3:StableDiffusion3",
+    "flux": "rlr_core.diffusion.models.flux:Flux",
+    "qwen-image": "rlr_core.diffusion.models.qwen_image:QwenImage",
+    "z-image": "rlr_core.diffusion.models.z_image:ZImage",
+    "flux2": "rlr_core.diffusion.models.flux2:Flux2Klein",
+    "wan": "rlr_core.diffusion.models.wan:Wan",
+    "animatediff": "rlr_core.diffusion.models.animatediff:AnimateDiff",
 }
 """Family name -> 'module:Class' (or the class). A new family is one new file and one line here."""
 

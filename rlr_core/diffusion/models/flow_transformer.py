@@ -1,0 +1,314 @@
+"""What the flow transformers have in common: a diffusers folder, prompts, schedule, decoder, LoRA names.
+
+A family says which classes its parts are of, what its pipeline makes of prompts, and how its transformer is
+called. Text encoders are loaded when prompts are to be encoded and dropped afterwards: they can be larger
+than the transformer.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlr_core.diffusion import kernels
+from rlr_core.diffusion.models import folders
+from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel, Rows
+from rlr_core.diffusion.models.unet import check_size, latent_statistics
+from rlr_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rlr_core.config import SamplerConfig
+
+ROOM = 1.2
+"""What text encoders take on a device, in units of their weights."""
+
+
+class FlowTransformer(DiffusionModel):
+    """A transformer that says noise - picture, on the latents of an autoencoder, from a diffusers folder."""
+
+    denoisers = ("transformer",)
+    prediction = "flow"
+    lora_layouts = ("comfy",)
+
+    pipeline: str
+    """The class of diffusers' pipeline, as model_index.json names it."""
+    transformer_class: str
+    vae_class: str = "AutoencoderKL"
+    text_encoders: Mapping[str, tuple[str, ...]]
+    """Which classes of transformers each text encoder may be of."""
+    tokenizers: tuple[str, ...] = ("tokenizer",)
+    optional: tuple[str, ...] = ()
+    """Text encoders and tokenizers that a folder may lack."""
+    patch = 2
+    """Side of the transformer's patches in latents."""
+    float32_vae = False
+    """Whether the autoencoder is too coarse in half precision."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        transformer: Any,
+        vae: Any,
+        scheduler_config: dict[str, Any],
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        """folder: where text encoders are loaded from when they are needed; the rest is frozen and moved to
+        the device. scheduler_config: a scheduler_config.json."""
+        self.name, self.folder, self.device, self.dtype = folder.name, folder, device, dtype
+        self.index = folders.index(folder)
+        self.transformer = transformer.to(device).requires_grad_(False).eval()
+        self.vae = vae.to(device).requires_grad_(False).eval()
+        self.networks = {"transformer": self.transformer}
+        self.scheduler_config = dict(scheduler_config)
+        self.latent_scale = self._latent_scale()
+        self.default_size = self._default_size()
+        self.guidance = 1.0
+        self._text: Any = None
+        self._away = False
+
+    # --- loading ---
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        return path.is_dir() and folders.pipeline_class(path) == cls.pipeline
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device, dtype: torch.dtype) -> FlowTransformer:
+        wanted = [part for part in (*cls.text_encoders, *cls.tokenizers) if part not in cls.optional]
+        networks = [part for part in wanted if part in cls.text_encoders]
+        tokenizers = [part for part in wanted if part in cls.tokenizers]
+        folders.check_parts(path, ("transformer", "vae", *networks), tokenizers)
+        for network in networks:
+            folders.weights_of(path / network)  # now, not when the prompts' turn comes
+        float32 = cls.float32_vae or device.type == "cpu"
+        return cls(
+            folder=path,
+            transformer=cls._load_transformer(path, dtype),
+            vae=folders.load_network(
+                folders.diffusers_class(cls.vae_class), path / "vae", torch.float32 if float32 else dtype
+            ),
+            scheduler_config=folders.scheduler_config(path),
+            device=device,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def _load_transformer(cls, path: Path, dtype: torch.dtype) -> Any:
+        network = folders.diffusers_class(cls.transformer_class)
+        return folders.load_network(network, path / "transformer", dtype)
+
+    def _latent_scale(self) -> int:
+        """Pixels per latent, each way."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    def _default_size(self) -> tuple[int, int]:
+        return 128 * self.latent_scale, 128 * self.latent_scale
+
+    # --- prompts ---
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Rows:
+        """What diffusers' pipeline feeds its transformer, by the family's own names."""
+        if self._text is None:
+            self._text = self._load_text()
+        with torch.no_grad():
+            return self._encode(self._text, list(prompts))
+
+    @abstractmethod
+    def _encode(self, pipeline: Any, prompts: list[str]) -> Rows:
+        """Rows of N prompts; pipeline: diffusers' own, which holds text encoders and tokenizers alone."""
+
+    def _load_text(self) -> Any:
+        """diffusers' pipeline without transformer and autoencoder, on the device."""
+        import transformers
+
+        parts: dict[str, Any] = {}
+        for name, classes in self.text_encoders.items():
+            if name in self.optional and not (self.folder / name).is_dir():
+                parts[name] = None
+                continue
+            kind = (self.index.get(name) or [None, None])[1]
+            if kind not in classes:
+                raise UserError(
+                    f"{self.folder / name} is a {kind}, not a {' or '.join(classes)}; copy the folder again."
+                )
+            if kind.startswith("CLIP"):
+                projection = kind.endswith("Projection")
+                parts[name] = folders.load_clip(self.folder / name, self.dtype, projection)
+            else:
+                network = getattr(transformers, kind)
+                parts[name] = folders.load_network(network, self.folder / name, self.dtype)
+        encoders = [encoder for encoder in parts.values() if encoder is not None]
+        self._make_room_for(encoders)
+        for encoder in encoders:
+            encoder.to(self.device).requires_grad_(False).eval()
+        for name in self.tokenizers:
+            missing = name in self.optional and not (self.folder / name).is_dir()
+            parts[name] = None if missing else folders.load_tokenizer(self.folder / name)
+        pipeline = folders.diffusers_class(self.pipeline)
+        return pipeline(transformer=None, vae=None, scheduler=self._scheduler(), **parts)
+
+    def _make_room_for(self, encoders: Sequence[Any]) -> None:
+        """Take transformer and autoencoder off a device without room for text encoders beside them."""
+        if self.device.type != "cuda":
+            return
+        size = sum(p.nbytes for encoder in encoders for p in encoder.parameters())
+        if torch.cuda.mem_get_info(self.device)[0] < ROOM * size:
+            for network in (*self.networks.values(), self.vae):
+                network.to("cpu")
+            self._away = True
+
+    def release_text_encoders(self) -> None:
+        """Drop them; they are loaded again where further prompts come."""
+        self._text = None
+        self._bring_back()
+
+    def _bring_back(self) -> None:
+        if self._away:
+            self._text = None
+            for network in (*self.networks.values(), self.vae):
+                network.to(self.device)
+            self._away = False
+
+    # --- sampling ---
+
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        """(C, height / 8, width / 8)."""
+        if frames != 1:
+            raise UserError(f"{self.name} makes pictures, not videos of {frames} frames: set frames to 1.")
+        check_size(self.name, height, width, self.latent_scale * self.patch)
+        return (self._channels(), height // self.latent_scale, width // self.latent_scale)
+
+    def _channels(self) -> int:
+        """Of the latents."""
+        return self.transformer.config["in_channels"]
+
+    def schedule(self, sampler: SamplerConfig) -> list[kernels.Step]:
+        """The noise levels of diffusers' pipeline, with this model's scheduler_config.json and the picture's
+        size; told to the network as s * 1000."""
+        kernel = kernels.FLOW_KERNELS[0] if sampler.kernel == "auto" else sampler.kernel
+        if kernel not in kernels.FLOW_KERNELS:
+            raise UserError(
+                f"Sampler {sampler.kernel!r} is for models that predict noise; {self.name} runs "
+                f"{' or '.join(('auto', *kernels.FLOW_KERNELS))}."
+            )
+        self.guidance = sampler.guidance
+        scheduler = self._scheduler()
+        try:
+            self._set_levels(scheduler, sampler)
+            levels = [float(level) for level in scheduler.sigmas]
+            timesteps = [float(timestep) for timestep in scheduler.timesteps]
+            steps = kernels.flow_steps(timesteps, levels, eta=sampler.eta, kernel=kernel)
+        except ValueError as error:
+            raise UserError(f"{self.name} cannot run its schedule: {error}") from error
+        return kernels.with_last_step_noise(steps, sampler.last_step_noise)
+
+    def _scheduler(self) -> Any:
+        """diffusers' own scheduler: it knows every default and every way to shift noise levels."""
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config, **self._changes())
+
+    def _changes(self) -> dict[str, Any]:
+        """What to read otherwise in scheduler_config.json."""
+        return {}
+
+    def _set_levels(self, scheduler: Any, sampler: SamplerConfig) -> None:
+        """As the pipeline does: evenly spaced levels, shifted by how many patches the picture has."""
+        even = [1 - index / sampler.steps for index in range(sampler.steps)]
+        scheduler.set_timesteps(sigmas=even, mu=self._shift(sampler))
+
+    def _shift(self, sampler: SamplerConfig) -> float:
+        """mu, which grows evenly with the number of patches."""
+        config = self.scheduler_config
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return least + (most - least) * (self._patches(sampler) - low) / (high - low)
+
+    def _patches(self, sampler: SamplerConfig) -> int:
+        """How many patches the transformer sees."""
+        height, width = sampler.height or self.default_size[0], sampler.width or self.default_size[1]
+        side = self.latent_scale * self.patch
+        return (height // side) * (width // side)
+
+    def noise_level(self, share: float) -> NoiseLevel:
+        return NoiseLevel(share * 1000, 1 - share, share)
+
+    def denoise(self, latents: Tensor, timestep: float, conditioning: Rows) -> Tensor:
+        """noise - picture, float32, shape of latents [B, ...]; timestep: noise level * 1000."""
+        self._bring_back()
+        times = latents.new_full((latents.shape[0],), timestep)  # filled on the device: no wait for the GPU
+        return self._velocity(latents.to(self.dtype), times, conditioning).float()
+
+    @abstractmethod
+    def _velocity(self, latents: Tensor, times: Tensor, conditioning: Rows) -> Tensor:
+        """noise - picture for latents [B, ...] in the transformer's type and times [B] in 0..1000."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] of latents [B, C, h, w]."""
+        self._bring_back()
+        pixels = self.vae.decode(self._to_vae(latents).to(self.vae.dtype), return_dict=False)[0]
+        return self._picture(pixels).float() / 2 + 0.5
+
+    def _picture(self, pixels: Tensor) -> Tensor:
+        """Pixels as the protocol wants them, of what the autoencoder gives."""
+        return pixels
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """The mean of the autoencoder's latents [B, C, h, w] for pictures [B, 3, H, W]."""
+        self._bring_back()
+        pixels = (pictures * 2 - 1).to(self.device, self.vae.dtype)
+        return self._from_vae(self.vae.encode(self._pixels(pixels)).latent_dist.mode().float())
+
+    def _pixels(self, pictures: Tensor) -> Tensor:
+        """What the autoencoder wants of pictures [B, 3, H, W]."""
+        return pictures
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        """Latents as the autoencoder has them."""
+        scale, shift = latent_statistics(self.vae.config)
+        return latents * scale.to(latents) + shift.to(latents)
+
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        """The way back."""
+        scale, shift = latent_statistics(self.vae.config)
+        return (latents - shift.to(latents)) / scale.to(latents)
+
+    def gradient_checkpointing(self, enabled: bool) -> None:
+        """Of the transformer, and of an autoencoder that can."""
+        super().gradient_checkpointing(enabled)
+        if getattr(self.vae, "_supports_gradient_checkpointing", False):
+            if enabled:
+                self.vae.enable_gradient_checkpointing()
+            else:
+                self.vae.disable_gradient_checkpointing()
+
+    # --- LoRA files ---
+
+    def lora_key(self, layer: str, layout: str) -> str:
+        """diffusers' own name, 'transformer.<path>', which ComfyUI knows for these models too."""
+        return layer
+
+    def lora_key_aliases(self, layer: str, layout: str) -> Sequence[str]:
+        """As other trainers write it: without the network's name, or with ComfyUI's."""
+        path = layer.removeprefix("transformer.")
+        return (path, f"diffusion_model.{path}")
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Patches of 2 x 2 latents as tokens: [B, C, h, w] -> [B, h w / 4, 4 C]."""
+    patches = latents.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # [B, C, h/2, 2, w/2, 2]
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The way back, to latents [B, C, height, width]."""
+    patches = tokens.unflatten(1, (height // 2, width // 2)).unflatten(3, (-1, 2, 2))
+    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

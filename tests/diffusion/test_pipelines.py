@@ -1,0 +1,157 @@
+"""Every family against diffusers' own pipeline of tiny random networks: pictures, gradients, LoRA files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from adapters import fill
+from pipeline_runs import (
+    PROMPTS,
+    SIZE,
+    chain_of,
+    diffusers_pipeline,
+    frames_of,
+    our_pictures,
+    pipeline_pictures,
+    score,
+    unrolled_gradient,
+)
+from tiny_pipelines import BUILDERS, write_pipeline
+
+from rlr_core.diffusion.conditioning import PromptBook
+from rlr_core.diffusion.models.loading import load_model, recognize
+from rlr_core.diffusion.rollout import rollout
+from rlr_core.errors import UserError
+from rlr_core.gradients.backward import Signals, backward
+from rlr_core.gradients.plan import Plan
+from rlr_core.lora import apply_lora, attach
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def folder(request, tmp_path_factory):
+    return request.param, write_pipeline(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load_model(folder[1], device="cpu")
+
+
+@pytest.fixture
+def model(loaded):
+    yield loaded
+    loaded.eject()
+    loaded.gradient_checkpointing(False)
+
+
+def test_the_folder_is_recognized_and_loads(folder, model):
+    family, path = folder
+    assert recognize(path).family == model.family == family
+    assert not any(p.requires_grad for network in model.networks.values() for p in network.parameters())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_pictures_without_noise_are_those_of_the_pipeline(folder, model, guidance):
+    family, path = folder
+    ours = our_pictures(model, guidance)
+    theirs = pipeline_pictures(family, diffusers_pipeline(family, path), model, guidance)
+    assert ours.shape == theirs.shape and ours.std() > 0.01
+    error = float((ours - theirs).abs().max())
+    print(f"{family}, guidance {guidance}: largest difference {error:.1e}")
+    assert error < 1e-4
+
+
+def test_prompt_size_and_guidance_count(folder, model):
+    """Equal pictures mean something only if they depend on what they are told."""
+    pictures = our_pictures(model, 3.0)
+    assert (pictures[0] - pictures[1]).abs().max() > 1e-3
+    if model.guidance_kind != "none":
+        assert (our_pictures(model, 1.0) - pictures).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_walk_equals_autograd_through_the_unrolled_chain(model, eta):
+    adapter = fill(attach(model, rank=2), std=0.2)
+    chain, conditioning, noise = chain_of(model, guidance=2.5, eta=eta, steps=3)
+    trajectory = rollout(chain, noise, conditioning)
+    leaf = trajectory.final.clone().requires_grad_()
+    (start,) = torch.autograd.grad(score(model, leaf).sum(), leaf)
+    plan = Plan.everywhere(chain.T, 2, 1.0)
+    signals = Signals(torch.zeros(2), start)
+    found = backward(chain, trajectory, adapter.parameters(), plan, signals).gradient
+    expected = unrolled_gradient(chain, adapter.parameters(), conditioning, noise)
+    difference = sum(float((a - b).square().sum()) for a, b in zip(found, expected, strict=True))
+    size = sum(float(b.square().sum()) for b in expected)
+    print(f"{model.family}: relative error {(difference / size) ** 0.5:.1e}")
+    assert size > 0 and difference < (1e-4**2) * size
+
+
+def test_checkpointing_changes_no_gradient(model):
+    adapter = fill(attach(model, rank=2), std=0.2)
+    chain, conditioning, noise = chain_of(model, steps=2)
+    gradients = []
+    for enabled in (False, True):
+        model.gradient_checkpointing(enabled)
+        gradients.append(unrolled_gradient(chain, adapter.parameters(), conditioning, noise))
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_a_written_lora_is_what_diffusers_loads(folder, model, targets, tmp_path):
+    family, path = folder
+    adapter = fill(attach(model, rank=4, alpha=10, targets=targets), std=0.1)
+    tuned, file = our_pictures(model), adapter.save(tmp_path / "lora.safetensors")
+    adapter.detach()
+    base = our_pictures(model)
+    pipeline = diffusers_pipeline(family, path)
+    pipeline.load_lora_weights(file)
+    theirs = pipeline_pictures(family, pipeline, model)
+    effect = float((tuned - base).abs().max())
+    print(f"{family}: effect {effect:.3f}, difference {float((tuned - theirs).abs().max()):.1e}")
+    assert effect > 1e-2
+    torch.testing.assert_close(tuned, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_written_lora_comes_back_exactly(model, tmp_path):
+    adapter = fill(attach(model, rank=4, alpha=10, targets="all"))
+    tuned, file = our_pictures(model), adapter.save(tmp_path / "lora.safetensors")
+    layers = list(adapter.layers)
+    adapter.detach()
+    assert list(apply_lora(model, file).layers) == layers
+    torch.testing.assert_close(our_pictures(model), tuned, rtol=0, atol=1e-6)
+
+
+def test_given_pictures_become_latents_of_the_right_shape(model):
+    if frames_of(model.family) > 1:
+        with pytest.raises(UserError, match="cannot learn from given pictures"):
+            model.encode(torch.zeros(1, 3, 16, 16))
+        return
+    pictures = torch.rand(2, 3, SIZE["height"], SIZE["width"], generator=torch.Generator().manual_seed(0))
+    latents = model.encode(pictures)
+    assert latents.shape == (2, *model.latent_shape(**SIZE)) and latents.std() > 0
+    with pytest.raises(UserError, match="multiples of"):
+        model.latent_shape(17, 16)
+
+
+def test_prompts_of_any_length_share_a_table(model):
+    texts = ["a", "a cat", "a red circle above a blue square " * 2]
+    book = PromptBook(model, [prompt(text) for text in texts], encode_batch=1)
+    apart = PromptBook(model, [prompt(texts[1])])
+    x = chain_of(model)[2].initial()[:1]
+    together = model.denoise(x, 500.0, book.conditioning([2, 1]).select(torch.tensor([1])).at(1, 1, False))
+    alone = model.denoise(x, 500.0, apart.conditioning([0]).at(1, 1, False))
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def prompt(text):
+    from rlr_core.config.prompts import Prompt
+
+    return Prompt(text, (text,))
+
+
+def test_released_text_encoders_still_encode(model):
+    before = model.encode_prompts(list(PROMPTS))
+    model.release_text_encoders()
+    after = model.encode_prompts(list(PROMPTS))
+    assert all(torch.equal(before[name], after[name]) for name in before)
