@@ -100,8 +100,9 @@ def test_checkpointing_changes_no_gradient(model):
 @pytest.mark.parametrize("targets", ["attention", "all"])
 def test_a_written_lora_is_what_diffusers_loads(folder, model, targets, tmp_path):
     family, path = folder
-    adapter = fill(attach(model, rank=4, alpha=10, targets=targets), std=0.1)
-    tuned, file = our_pictures(model), adapter.save(tmp_path / "lora.safetensors")
+    adapter = fill(attach(model, rank=4, alpha=10, targets=targets), std=0.2)
+    layout = "diffusers" if (family, targets) == ("animatediff", "all") else None
+    tuned, file = our_pictures(model), adapter.save(tmp_path / "lora.safetensors", layout)
     adapter.detach()
     base = our_pictures(model)
     pipeline = diffusers_pipeline(family, path)
@@ -119,7 +120,7 @@ def test_a_written_lora_comes_back_exactly(model, tmp_path):
     layers = list(adapter.layers)
     adapter.detach()
     assert list(apply_lora(model, file).layers) == layers
-    torch.testing.assert_close(our_pictures(model), tuned, rtol=0, atol=1e-6)
+    torch.testing.assert_close(our_pictures(model), tuned, rtol=0, atol=1e-5)
 
 
 def test_given_pictures_become_latents_of_the_right_shape(model):

@@ -14,7 +14,7 @@ from rlr_core.diffusion.conditioning import Conditioning, PromptBook
 from rlr_core.diffusion.rollout import Noise, rollout
 
 PROMPTS = ["a cat", "a red circle above"]
-SIZE = {"height": 16, "width": 24}
+SIZE = {"height": 16, "width": 32}
 PACKED = ("flux", "qwen-image")
 """Families whose pipeline wants initial noise as tokens."""
 
@@ -68,7 +68,7 @@ def pipeline_pictures(family: str, pipeline: Any, model: Any, guidance: float = 
     if family in PACKED:
         start = pipeline._pack_latents(start, *start.shape)
     result = pipeline(
-        list(PROMPTS), latents=start, num_inference_steps=4, output_type="pt", **SIZE, **options
+        prompt=list(PROMPTS), latents=start, num_inference_steps=4, output_type="pt", **SIZE, **options
     )
     return result.frames if frames_of(family) > 1 else result.images
 
@@ -87,4 +87,5 @@ def unrolled_gradient(chain: Chain, parameters: Any, conditioning: Conditioning,
         x = chain.mean(x, t, conditioning)
         if chain.sigma(t) > 0:
             x = x + chain.sigma(t) * noise.at(t)
-    return torch.autograd.grad(score(chain.model, x).sum(), parameters)
+    total = score(chain.model, x).sum()  # the last block's text goes nowhere in some transformers
+    return torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)

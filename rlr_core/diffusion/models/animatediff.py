@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from rlr_core.errors import UserError
 
 PIPELINE = "AnimateDiffPipeline"
 MOTION = ".motion_modules."
+CALLED_BY_KEYWORD = (".proj_in", ".proj_out")
+"""Layers between the pictures that diffusers calls in a way that peft's layers do not understand."""
 
 
 class AnimateDiff(StableDiffusion):
@@ -59,14 +62,11 @@ class AnimateDiff(StableDiffusion):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [B, F, 3, 8 h, 8 w], picture by picture; with checkpointing one at a time is in memory."""
+        decode = super().decode
+        if self.checkpointing and torch.is_grad_enabled():
+            decode = partial(checkpoint, decode, use_reentrant=False, preserve_rng_state=False)
         pictures = latents.transpose(1, 2).flatten(0, 1)
-        again = self.checkpointing and torch.is_grad_enabled()
-        decoded = [
-            checkpoint(super().decode, one, use_reentrant=False, preserve_rng_state=False)
-            if again
-            else super().decode(one)
-            for one in pictures.split(1)
-        ]
+        decoded = [decode(picture) for picture in pictures.split(1)]
         return torch.cat(decoded).unflatten(0, (len(latents), -1))
 
     def encode(self, pictures: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class AnimateDiff(StableDiffusion):
         layers = super().lora_layers(targets, text_encoder)
         if targets in ("attention", "attention+ff"):
             return [layer for layer in layers if MOTION not in layer]
-        return layers
+        return [layer for layer in layers if not (MOTION in layer and layer.endswith(CALLED_BY_KEYWORD))]
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
