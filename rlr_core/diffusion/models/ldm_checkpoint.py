@@ -38,7 +38,7 @@ def load_parts(path: Path, dtype: torch.dtype) -> dict[str, Any]:
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    shapes, metadata = read_header(path)
+    shapes, metadata, _ = read_header(path)
     version = kind_of(shapes)
     prediction = prediction_type(path, version, shapes, metadata)
     try:

@@ -23,7 +23,7 @@ def load_parts(path: Path, dtype: torch.dtype) -> dict[str, Any]:
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    shapes, metadata = read_header(path)
+    shapes, metadata, _ = read_header(path)
     if not any(name.startswith(FIRST) for name in shapes):
         raise UserError(f"{path} is the refiner of Stable Diffusion XL; use the base model.")
     prediction = ldm.prediction_type(path, "sdxl", shapes, metadata)
