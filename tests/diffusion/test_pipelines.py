@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from adapters import fill
+from marks import quick
 from pipeline_runs import (
     PROMPTS,
     SIZE,
@@ -16,8 +17,10 @@ from pipeline_runs import (
     score,
     unrolled_gradient,
 )
+from runs import small_config
 from tiny_pipelines import BUILDERS, write_pipeline
 
+from rlr_core.config import config_from_dict
 from rlr_core.diffusion.conditioning import PromptBook
 from rlr_core.diffusion.models.loading import load_model, recognize
 from rlr_core.diffusion.rollout import rollout
@@ -25,6 +28,7 @@ from rlr_core.errors import UserError
 from rlr_core.gradients.backward import Signals, backward
 from rlr_core.gradients.plan import Plan
 from rlr_core.lora import apply_lora, attach
+from rlr_core.training.trainer import train
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
@@ -156,3 +160,29 @@ def test_released_text_encoders_still_encode(model):
     model.release_text_encoders()
     after = model.encode_prompts(list(PROMPTS))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("method", quick(["adaptive", "rlr", "ddpo", "nft", "dpo"], "adaptive"))
+def test_a_run_trains_the_family(folder, method, tmp_path):
+    family, path = folder
+    frames = frames_of(family)
+    config = config_from_dict(
+        small_config(
+            tmp_path / "run",
+            steps=2,
+            batch=4,
+            sampler={"steps": 4, "guidance": 2.0, "frames": frames, **SIZE},
+            method={"name": method},
+            evaluation={"samples": 2, "every": 2, "batch": 2},
+            prompts=PROMPTS,
+        )
+    )
+    result = train(load_model(path, device="cpu"), reward, config)
+    assert [row["step"] for row in result.metrics if "gradient/norm" in row] == [1, 2]
+    assert all(0 < row["gradient/norm"] < float("inf") for row in result.metrics if "gradient/norm" in row)
+    assert any(m.up.abs().max() > 0 for m in result.lora.adapter.modules().values())
+
+
+def reward(images, prompts):
+    """Of pictures and videos."""
+    return images.select(-3, 0).flatten(1).mean(1) - images.narrow(-3, 1, 2).flatten(1).mean(1)

@@ -406,8 +406,9 @@ def animatediff(**changes: Any) -> Any:
         "attention_head_dim": 2,
         "norm_num_groups": 8,
     }
+    settings |= changes
     motion = MotionAdapter(
-        block_out_channels=(16, 32),
+        block_out_channels=settings["block_out_channels"],
         motion_layers_per_block=1,
         motion_norm_num_groups=8,
         motion_num_attention_heads=2,
@@ -417,7 +418,7 @@ def animatediff(**changes: Any) -> Any:
             if name.endswith("proj_out.weight"):
                 parameter.normal_(std=0.2)
     return AnimateDiffPipeline(
-        unet=UNet2DConditionModel(**settings | changes),
+        unet=UNet2DConditionModel(**settings),
         motion_adapter=motion,
         vae=kl_autoencoder(),
         text_encoder=clip_text_encoder(),
