@@ -99,6 +99,13 @@ class DiffusionModel(ABC):
         token ids, which `denoise` encodes every time.
         """
 
+    def blank_prompts(self, count: int) -> Rows:
+        """Rows like those of `encode_prompts`, of the longest prompts, with nothing in them: for measuring.
+
+        Raises UserError for a family that cannot.
+        """
+        raise UserError(f"What {self.name} needs cannot be told without running it.")
+
     def release_text_encoders(self) -> None:
         """Move text encoders off the accelerator once every prompt is encoded; not those with an adapter."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from rlr_core.diffusion import kernels
 from rlr_core.diffusion.models import folders
 from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel, Rows
+from rlr_core.diffusion.models.decoder_checkpointing import DecoderCheckpointing
 from rlr_core.diffusion.models.unet import check_size, latent_statistics
 from rlr_core.errors import UserError
 
@@ -69,6 +70,7 @@ class FlowTransformer(DiffusionModel):
         self.scheduler_config = dict(scheduler_config)
         self.latent_scale = self._latent_scale()
         self.default_size = self._default_size()
+        self.decoder_checkpointing = DecoderCheckpointing(self.vae.decoder)
         self.guidance = 1.0
         self._text: Any = None
         self._away = False
@@ -123,6 +125,19 @@ class FlowTransformer(DiffusionModel):
     @abstractmethod
     def _encode(self, pipeline: Any, prompts: list[str]) -> Rows:
         """Rows of N prompts; pipeline: diffusers' own, which holds text encoders and tokenizers alone."""
+
+    def blank_prompts(self, count: int) -> Rows:
+        rows = {
+            name: torch.zeros(count, *size, device=self.device, dtype=self.dtype)
+            for name, size in self._prompt_sizes().items()
+        }
+        if "mask" in rows:
+            rows["mask"] = torch.ones_like(rows["mask"], dtype=torch.bool, device="cpu")
+        return rows
+
+    @abstractmethod
+    def _prompt_sizes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of a long prompt's rows, without the prompts' dimension."""
 
     def _load_text(self) -> Any:
         """diffusers' pipeline without transformer and autoencoder, on the device."""
@@ -282,13 +297,9 @@ class FlowTransformer(DiffusionModel):
         return (latents - shift.to(latents)) / scale.to(latents)
 
     def gradient_checkpointing(self, enabled: bool) -> None:
-        """Of the transformer, and of an autoencoder that can."""
+        """Of the transformer and of the autoencoder's decoder."""
         super().gradient_checkpointing(enabled)
-        if getattr(self.vae, "_supports_gradient_checkpointing", False):
-            if enabled:
-                self.vae.enable_gradient_checkpointing()
-            else:
-                self.vae.disable_gradient_checkpointing()
+        self.decoder_checkpointing.enable(enabled)
 
     # --- LoRA files ---
 

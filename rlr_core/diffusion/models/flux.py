@@ -42,6 +42,10 @@ class Flux(FlowTransformer):
         prompt, pooled, _ = pipeline.encode_prompt(prompts, prompts, device=self.device)
         return {"prompt": prompt, "pooled": pooled}
 
+    def _prompt_sizes(self) -> dict[str, tuple[int, ...]]:
+        config = self.transformer.config
+        return {"prompt": (512, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
+
     def adaptable(self, network: str) -> list[str]:
         """Layers of its blocks: the one that makes the picture is called as one in every block is."""
         return [path for path in super().adaptable(network) if path.startswith(BLOCKS)]

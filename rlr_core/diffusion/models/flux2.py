@@ -56,6 +56,9 @@ class Flux2Klein(FlowTransformer):
         prompt, _ = pipeline.encode_prompt(prompts, device=self.device)
         return {"prompt": prompt}
 
+    def _prompt_sizes(self) -> dict[str, tuple[int, ...]]:
+        return {"prompt": (512, self.transformer.config["joint_attention_dim"])}
+
     def _shift(self, sampler: SamplerConfig) -> float:
         """mu as fitted by its authors to the number of patches and of steps."""
         patches = self._patches(sampler)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,28 @@ from rlr_core.diffusion.models.clip_text_encoder import clip_text_encoder
 from rlr_core.errors import UserError
 
 INDEX = "model_index.json"
+
+_outline: ContextVar[bool] = ContextVar("outline", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Networks that are loaded inside have no weights: they are on the meta device, as described."""
+    token = _outline.set(True)
+    try:
+        yield
+    finally:
+        _outline.reset(token)
+
+
+def outline(make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module | None:
+    """The network that `make` makes, on the meta device; None where weights are wanted."""
+    if not _outline.get():
+        return None
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        return make().to("meta", dtype)
 
 
 def pipeline_class(folder: Path) -> str | None:
@@ -72,6 +96,8 @@ def load_network(network: Any, folder: Path, dtype: torch.dtype, **options: Any)
     """A network from its folder, of a class of diffusers or transformers, on the CPU unless `options` say
     otherwise: from_pretrained itself would fill gaps with noise. Raises UserError."""
     _, variant = weights_of(folder)
+    if (module := outline(lambda: network.from_config(network.load_config(folder)), dtype)) is not None:
+        return module
     try:
         module, info = network.from_pretrained(
             folder,
@@ -94,11 +120,14 @@ def load_clip(folder: Path, dtype: torch.dtype, projection: bool = False) -> nn.
     projection: with the projection of its pooled output.
     """
     from safetensors.torch import load_file
-    from transformers import CLIPTextConfig
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     files, _ = weights_of(folder)
     try:
         config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+        kind = CLIPTextModelWithProjection if projection else CLIPTextModel
+        if (module := outline(lambda: kind(config), dtype)) is not None:
+            return module
         tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
         module, missing, _ = clip_text_encoder(tensors, config, dtype, projection)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlr_core.common.weights import Shapes, kind_of, read_header
+from rlr_core.diffusion.models import folders
 from rlr_core.diffusion.models.clip_text_encoder import clip_text_encoder
 from rlr_core.diffusion.models.clip_tokenizer import clip_tokenizer
 from rlr_core.errors import UserError
@@ -204,6 +205,8 @@ def count(shapes: Shapes, pattern: str) -> int:
 
 def network(kind: Any, path: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
     """A diffusers network from the file; diffusers reads its configuration from a folder only."""
+    if (module := folders.outline(lambda: kind.from_config(config), dtype)) is not None:
+        return module
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
         try:

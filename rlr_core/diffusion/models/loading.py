@@ -86,7 +86,7 @@ def find_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
 
 def _load(path: Path, device: torch.device, dtype: torch.dtype) -> DiffusionModel:
     family = recognize(path)
-    with _quiet_libraries():
+    with quiet_libraries():
         return family.load(path, device, dtype)
 
 
@@ -110,7 +110,7 @@ def recognize(path: str | Path) -> type[DiffusionModel]:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """No progress bars and remarks of diffusers and transformers inside; errors still get through."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

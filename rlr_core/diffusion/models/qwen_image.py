@@ -9,11 +9,12 @@ from torch import Tensor
 
 from rlr_core.diffusion.models.base import Rows
 from rlr_core.diffusion.models.flow_transformer import FlowTransformer, pack, unpack
-from rlr_core.diffusion.models.video_vae import Checkpointing, from_video_vae, spatial_scale, to_video_vae
+from rlr_core.diffusion.models.video_vae import from_video_vae, spatial_scale, to_video_vae
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FEED_FORWARD = ("net.0.proj", "net.2")
 MODULATION = ("img_mod.1", "txt_mod.1")
+LONG = 256  # tokens of a long prompt; 1024 are the most
 
 
 class QwenImage(FlowTransformer):
@@ -31,15 +32,6 @@ class QwenImage(FlowTransformer):
         "all": ATTENTION + FEED_FORWARD + MODULATION,
     }
 
-    def __init__(self, **parts: Any):
-        super().__init__(**parts)
-        self.checkpointing = Checkpointing(self.vae.decoder)
-
-    def gradient_checkpointing(self, enabled: bool) -> None:
-        """Of the transformer and of the autoencoder's decoder."""
-        super().gradient_checkpointing(enabled)
-        self.checkpointing.enable(enabled)
-
     def _latent_scale(self) -> int:
         return spatial_scale(self.vae)
 
@@ -49,6 +41,9 @@ class QwenImage(FlowTransformer):
         if mask is None:
             mask = torch.ones(prompt.shape[:2], device=prompt.device)
         return {"prompt": prompt, "mask": mask.bool()}
+
+    def _prompt_sizes(self) -> dict[str, tuple[int, ...]]:
+        return {"prompt": (LONG, self.transformer.config["joint_attention_dim"]), "mask": (LONG,)}
 
     def _channels(self) -> int:
         return self.transformer.config["in_channels"] // 4
@@ -66,7 +61,7 @@ class QwenImage(FlowTransformer):
             hidden_states=pack(latents),
             timestep=times / 1000,
             encoder_hidden_states=conditioning["prompt"].to(self.dtype),
-            encoder_hidden_states_mask=conditioning["mask"],
+            encoder_hidden_states_mask=conditioning["mask"].to(latents.device),
             img_shapes=[[(1, height // 2, width // 2)]] * len(latents),
             return_dict=False,
         )[0]

@@ -106,6 +106,10 @@ class StableDiffusion(UNetModel):
         """Last hidden states [N, L, D] of token ids [N, L]; differentiable in the adapter."""
         return self.text_encoder(tokens)[0]
 
+    def blank_prompts(self, count: int) -> Rows:
+        width = self.unet.config["cross_attention_dim"]
+        return {"prompt": torch.zeros(count, self.prompt_length, width, device=self.device, dtype=self.dtype)}
+
     def release_text_encoders(self) -> None:
         if not has_adapter(self.text_encoder):
             self.text_encoder.to("cpu")

@@ -49,6 +49,13 @@ class StableDiffusion3(FlowTransformer):
         )
         return {"prompt": prompt, "pooled": pooled}
 
+    def _prompt_sizes(self) -> dict[str, tuple[int, ...]]:
+        config = self.transformer.config
+        return {
+            "prompt": (77 + 256, config["joint_attention_dim"]),
+            "pooled": (config["pooled_projection_dim"],),
+        }
+
     def _set_levels(self, scheduler: Any, sampler: SamplerConfig) -> None:
         """The scheduler's own levels."""
         dynamic = self.scheduler_config.get("use_dynamic_shifting")

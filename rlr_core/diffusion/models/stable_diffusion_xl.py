@@ -127,6 +127,19 @@ class StableDiffusionXL(UNetModel):
         hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
         return hidden * filled[:, :, None], second[0] * filled
 
+    def blank_prompts(self, count: int) -> Rows:
+        length, width = self.tokenizers[0].model_max_length, self.unet.config["cross_attention_dim"]
+        sizes = {"prompt": (length, width), "pooled": (self._pooled_width(),)}
+        return {
+            name: torch.zeros(count, *size, device=self.device, dtype=self.dtype)
+            for name, size in sizes.items()
+        }
+
+    def _pooled_width(self) -> int:
+        """Of the pooled prompt: what the UNet is told beside the six numbers of the size."""
+        config = self.unet.config
+        return config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+
     def release_text_encoders(self) -> None:
         for network in ENCODERS:
             if not has_adapter(getattr(self, network)):

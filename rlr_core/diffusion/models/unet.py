@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rlr_core.diffusion import kernels
 from rlr_core.diffusion.models import ddim_schedule
 from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel
+from rlr_core.diffusion.models.decoder_checkpointing import DecoderCheckpointing
 from rlr_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class UNetModel(DiffusionModel):
         self.latent_scale = 2 ** (len(vae.config["block_out_channels"]) - 1)  # pixels per latent, each way
         self.default_size = _square(unet.config["sample_size"], self.latent_scale)
         self.checkpointing = False
+        self.decoder_checkpointing = DecoderCheckpointing(self.vae.decoder)
 
     # --- sampling ---
 
@@ -110,11 +112,8 @@ class UNetModel(DiffusionModel):
     def gradient_checkpointing(self, enabled: bool) -> None:
         """Of the UNet, of the text encoders, and of the autoencoder, whose decoder needs the most memory."""
         self.checkpointing = enabled  # a text encoder as one piece: its turn comes when the UNet's is over
-        for network in (self.unet, self.vae):
-            if enabled:
-                network.enable_gradient_checkpointing()
-            else:
-                network.disable_gradient_checkpointing()
+        super().gradient_checkpointing(enabled)
+        self.decoder_checkpointing.enable(enabled)
 
     # --- prompts ---
 

@@ -14,7 +14,7 @@ from rlr_core.diffusion.models import folders
 from rlr_core.diffusion.models.base import DiffusionModel, Rows
 from rlr_core.diffusion.models.flow_transformer import FlowTransformer
 from rlr_core.diffusion.models.unet import check_size
-from rlr_core.diffusion.models.video_vae import Checkpointing, spatial_scale, to_video_vae
+from rlr_core.diffusion.models.video_vae import spatial_scale, to_video_vae
 from rlr_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ class Wan(FlowTransformer):
 
     def __init__(self, **parts: Any):
         super().__init__(**parts)
-        self.checkpointing = Checkpointing(self.vae.decoder)
         self.pictures_per_latent = self.vae.config["scale_factor_temporal"]
 
     @classmethod
@@ -86,6 +85,9 @@ class Wan(FlowTransformer):
             prompts, do_classifier_free_guidance=False, max_sequence_length=PROMPT_LENGTH, device=self.device
         )
         return {"prompt": prompt}
+
+    def _prompt_sizes(self) -> dict[str, tuple[int, ...]]:
+        return {"prompt": (PROMPT_LENGTH, self.transformer.config["text_dim"])}
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
         """(C, 1 + (frames - 1) / 4, height / 8, width / 8)."""
@@ -131,11 +133,6 @@ class Wan(FlowTransformer):
 
     def encode(self, pictures: Tensor) -> Tensor:
         return DiffusionModel.encode(self, pictures)
-
-    def gradient_checkpointing(self, enabled: bool) -> None:
-        """Of the transformer and of the autoencoder's decoder."""
-        super().gradient_checkpointing(enabled)
-        self.checkpointing.enable(enabled)
 
     def lora_key(self, layer: str, layout: str) -> str:
         """'diffusion_model.' and the original code's path, which ComfyUI and diffusers both know."""

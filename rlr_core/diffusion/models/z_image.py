@@ -14,6 +14,7 @@ from rlr_core.diffusion.models.flow_transformer import FlowTransformer
 ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
 FEED_FORWARD = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 MODULATION = ("adaLN_modulation.0",)
+LONG = 256  # tokens of a long prompt; 512 are the most
 
 
 class ZImage(FlowTransformer):
@@ -38,6 +39,9 @@ class ZImage(FlowTransformer):
         rows, _ = pipeline.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
         mask = pad_sequence([torch.ones(len(row), device=row.device) for row in rows], batch_first=True)
         return {"prompt": pad_sequence(rows, batch_first=True), "mask": mask.bool()}
+
+    def _prompt_sizes(self) -> dict[str, tuple[int, ...]]:
+        return {"prompt": (LONG, self.transformer.config["cap_feat_dim"]), "mask": (LONG,)}
 
     def _velocity(self, latents: Tensor, times: Tensor, conditioning: Rows) -> Tensor:
         lengths = conditioning["mask"].sum(1).tolist()
