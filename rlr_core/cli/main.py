@@ -15,6 +15,7 @@ from typing import NoReturn
 from rlr_core import __version__
 from rlr_core.cli.bench import add_bench
 from rlr_core.cli.diagnose import add_diagnose
+from rlr_core.cli.inspect import add_inspect
 from rlr_core.cli.listing import add_list
 from rlr_core.cli.sample import add_evaluate, add_sample
 from rlr_core.cli.score import add_score
@@ -27,6 +28,7 @@ COMMANDS = (
     add_sample,
     add_evaluate,
     add_list,
+    add_inspect,
     add_score,
     add_diagnose,
     add_bench,

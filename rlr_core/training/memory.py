@@ -81,10 +81,10 @@ def need(model: DiffusionModel, gradient_checkpointing: bool, rank: int = 8) -> 
         adapter.detach()
 
 
-def fits(model: DiffusionModel, quantizable: bool = False) -> dict[int, Fit | None]:
+def fits(model: DiffusionModel) -> dict[int, Fit | None]:
     """For each of CARDS the first settings that fit, from the fastest on. model: an outline of one."""
     needs = {checkpointing: need(model, checkpointing) for checkpointing in (False, True)}
-    ways = [(16, False), (16, True)] + ([(8, True), (4, True)] if quantizable else [])
+    ways = [(16, False), (16, True)] + ([(8, True), (4, True)] if model.quantizable else [])
     found: dict[int, Fit | None] = {}
     for card in CARDS:
         room = (card - TAKEN) * GIB
@@ -99,10 +99,10 @@ def fits(model: DiffusionModel, quantizable: bool = False) -> dict[int, Fit | No
     return found
 
 
-def least(model: DiffusionModel, quantizable: bool = False) -> float:
+def least(model: DiffusionModel) -> float:
     """Bytes that no settings get below."""
     each, adapter = need(model, True)
-    return weight_bytes(model, 4 if quantizable else 16) + adapter + each.total(1, 1)
+    return weight_bytes(model, 4 if model.quantizable else 16) + adapter + each.total(1, 1)
 
 
 def weight_bytes(model: DiffusionModel, bits: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import socket
@@ -376,6 +377,17 @@ def test_unknown_devices_and_dtypes_name_the_known_ones(folder):
     assert "Unknown device 'gpu'" in refusal(folder, device="gpu")
     if not torch.cuda.is_available():
         assert "sees no CUDA GPU" in refusal(folder, device="cuda")
+
+
+def test_fewer_bits_are_refused_where_they_cannot_be(folder, tmp_path):
+    from tiny_pipelines import write_pipeline
+
+    assert "cannot be held in 4 bits" in refusal(folder, dtype="4bit")
+    assert "need a CUDA GPU, not cpu" in refusal(write_pipeline("flux", tmp_path), dtype="8bit", device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match="need bitsandbytes"):
+            loading.check_quantization(torch.device("cuda"))
 
 
 def test_text_encoder_sizes_are_read_from_the_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,9 @@ class DiffusionModel(ABC):
     lora_layouts: tuple[str, ...] = ("kohya", "diffusers")
     """Layouts of LoRA files that can be written; the first is the one that stock ComfyUI loads whole."""
 
+    quantizable: bool = False
+    """Whether `load` takes `bits`, 4 or 8, and holds the denoiser's weights so."""
+
     # --- loading ---
 
     @classmethod
@@ -76,7 +79,7 @@ class DiffusionModel(ABC):
         raise NotImplementedError
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, dtype: torch.dtype) -> DiffusionModel:
+    def load(cls, path: Path, device: torch.device, dtype: torch.dtype, **options: Any) -> DiffusionModel:
         """Load from `path`, frozen, in eval mode. Raises UserError with a sentence about what is wrong."""
         raise NotImplementedError
 

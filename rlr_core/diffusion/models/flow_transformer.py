@@ -34,6 +34,7 @@ class FlowTransformer(DiffusionModel):
 
     denoisers = ("transformer",)
     prediction = "flow"
+    quantizable = True
     lora_layouts = ("comfy",)
 
     pipeline: str
@@ -82,7 +83,10 @@ class FlowTransformer(DiffusionModel):
         return path.is_dir() and folders.pipeline_class(path) == cls.pipeline
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, dtype: torch.dtype) -> FlowTransformer:
+    def load(
+        cls, path: Path, device: torch.device, dtype: torch.dtype, bits: int | None = None
+    ) -> FlowTransformer:
+        """bits: 4 or 8 hold the transformer's weights so, by bitsandbytes, on the current GPU."""
         wanted = [part for part in (*cls.text_encoders, *cls.tokenizers) if part not in cls.optional]
         networks = [part for part in wanted if part in cls.text_encoders]
         tokenizers = [part for part in wanted if part in cls.tokenizers]
@@ -92,7 +96,7 @@ class FlowTransformer(DiffusionModel):
         float32 = cls.float32_vae or device.type == "cpu"
         return cls(
             folder=path,
-            transformer=cls._load_transformer(path, dtype),
+            transformer=cls._load_transformer(path, dtype, bits),
             vae=folders.load_network(
                 folders.diffusers_class(cls.vae_class), path / "vae", torch.float32 if float32 else dtype
             ),
@@ -102,9 +106,10 @@ class FlowTransformer(DiffusionModel):
         )
 
     @classmethod
-    def _load_transformer(cls, path: Path, dtype: torch.dtype) -> Any:
+    def _load_transformer(cls, path: Path, dtype: torch.dtype, bits: int | None) -> Any:
         network = folders.diffusers_class(cls.transformer_class)
-        return folders.load_network(network, path / "transformer", dtype)
+        options = {} if bits is None else {"quantization_config": _quantization(bits, dtype)}
+        return folders.load_network(network, path / "transformer", dtype, **options)
 
     def _latent_scale(self) -> int:
         """Pixels per latent, each way."""
@@ -311,6 +316,15 @@ class FlowTransformer(DiffusionModel):
         """As other trainers write it: without the network's name, or with ComfyUI's."""
         path = layer.removeprefix("transformer.")
         return (path, f"diffusion_model.{path}")
+
+
+def _quantization(bits: int, dtype: torch.dtype) -> Any:
+    """How bitsandbytes is to hold weights that are computed with in `dtype`."""
+    from diffusers import BitsAndBytesConfig
+
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def pack(latents: Tensor) -> Tensor:

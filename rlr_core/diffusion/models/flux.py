@@ -21,7 +21,6 @@ class Flux(FlowTransformer):
     where it is distilled to it, the guidance."""
 
     family = "flux"
-    architecture = "flux-1-dev"
     pipeline = "FluxPipeline"
     transformer_class = "FluxTransformer2DModel"
     text_encoders = {"text_encoder": ("CLIPTextModel",), "text_encoder_2": ("T5EncoderModel",)}
@@ -36,6 +35,10 @@ class Flux(FlowTransformer):
         super().__init__(**parts)
         self.guidance_kind = "embedded" if self.transformer.config["guidance_embeds"] else "none"
         self._places: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def architecture(self) -> str:
+        return "flux-1-dev" if self.guidance_kind == "embedded" else "flux-1-schnell"
 
     def _encode(self, pipeline: Any, prompts: list[str]) -> Rows:
         """{'prompt': [N, L, D], 'pooled': [N, P]}."""

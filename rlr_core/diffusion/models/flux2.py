@@ -24,7 +24,6 @@ class Flux2Klein(FlowTransformer):
     """A transformer on latents [B, 128, H/16, W/16], told the prompt by a language model."""
 
     family = "flux2"
-    architecture = "flux-2-klein"
     pipeline = "Flux2KleinPipeline"
     transformer_class = "Flux2Transformer2DModel"
     vae_class = "AutoencoderKLFlux2"

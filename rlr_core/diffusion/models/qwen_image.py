@@ -21,7 +21,6 @@ class QwenImage(FlowTransformer):
     """A transformer on patches of latents [B, 16, H/8, W/8], told the prompt by a language model."""
 
     family = "qwen-image"
-    architecture = "qwen-image"
     pipeline = "QwenImagePipeline"
     transformer_class = "QwenImageTransformer2DModel"
     vae_class = "AutoencoderKLQwenImage"

@@ -21,7 +21,6 @@ class StableDiffusion3(FlowTransformer):
     """A transformer on latents [B, 16, H/8, W/8], told the prompt by two CLIPs and, where it is there, T5."""
 
     family = "stable-diffusion-3"
-    architecture = "stable-diffusion-3"
     pipeline = "StableDiffusion3Pipeline"
     transformer_class = "SD3Transformer2DModel"
     text_encoders = {

@@ -30,7 +30,6 @@ class StableDiffusionXL(UNetModel):
     """A UNet that is told the prompt by two text encoders, the pooled prompt, and the picture's size."""
 
     family = "stable-diffusion-xl"
-    architecture = "stable-diffusion-xl-v1-base"
     kohya_prefixes = {
         "unet": ("lora_unet_",),
         "text_encoder": ("lora_te1_",),
@@ -71,6 +70,10 @@ class StableDiffusionXL(UNetModel):
         self.tokenizers = tuple(tokenizers)
         self.zero_empty_prompt = zero_empty_prompt
         self._sizes: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def architecture(self) -> str:
+        return "stable-diffusion-xl-v1-base"
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:

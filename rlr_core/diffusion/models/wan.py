@@ -42,7 +42,6 @@ class Wan(FlowTransformer):
     """
 
     family = "wan"
-    architecture = "wan"
     pipeline = "WanPipeline"
     transformer_class = "WanTransformer3DModel"
     vae_class = "AutoencoderKLWan"
@@ -59,15 +58,16 @@ class Wan(FlowTransformer):
         self.pictures_per_latent = self.vae.config["scale_factor_temporal"]
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, dtype: torch.dtype) -> DiffusionModel:
+    def load(
+        cls, path: Path, device: torch.device, dtype: torch.dtype, bits: int | None = None
+    ) -> FlowTransformer:
         index = folders.index(path)
         if index.get("boundary_ratio") is not None:
             raise UserError(
                 f"{path} has two transformers, for much and for little noise, which cannot be trained "
                 "here; use Wan 2.1 or Wan 2.2 5B."
             )
-        model = super().load(path, device, dtype)
-        assert isinstance(model, Wan)
+        model = super().load(path, device, dtype, bits)
         config = model.transformer.config
         if config["image_dim"] is not None or config["in_channels"] != config["out_channels"]:
             raise UserError(f"{path} makes videos from pictures; use a text-to-video model.")

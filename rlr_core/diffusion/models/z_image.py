@@ -24,7 +24,6 @@ class ZImage(FlowTransformer):
     """
 
     family = "z-image"
-    architecture = "z-image"
     pipeline = "ZImagePipeline"
     transformer_class = "ZImageTransformer2DModel"
     text_encoders = {"text_encoder": ("Qwen3ForCausalLM", "Qwen3Model")}
