@@ -12,17 +12,16 @@ from comfy_api.latest import io
 
 from rlr_core.errors import UserError
 
-from . import sockets
+from . import host, sockets
 from .schema import CATEGORY, Node, RlrModel, opt, rare
 
 AUTO = "auto"
 GUIDANCE = {AUTO: None, "cfg": "cfg", "embedded": "embedded", "none (distilled)": "none"}
 """Choice of the widget -> what the engine calls it."""
 WEIGHTS = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt")
-DISTILLED = re.compile(
-    r"turbo|lightning|schnell|hyper|lcm|distill|dmd|(?<!\d)[1-8][-_ ]?step|klein(?!.*base)", re.IGNORECASE
-)
-"""What is in the file names of models that take few steps and no cfg."""
+LOW_NOISE = re.compile(r"low[-_]?noise", re.IGNORECASE)
+MODEL_LINK = re.compile(r"(diffusion_)?model|unet")
+"""How inputs begin that a MODEL comes in by."""
 
 
 class FromComfy(Node):
@@ -56,8 +55,9 @@ class FromComfy(Node):
                     options=list(GUIDANCE),
                     default=AUTO,
                     tooltip="cfg: two evaluations a step. embedded: the model is told the scale (Flux dev). "
-                    "none: distilled and turbo models, whatever guidance says. auto asks the model, and the "
-                    "name of its file for words such as turbo.",
+                    "none: distilled and turbo models, whatever guidance says. auto asks the model; where it "
+                    "does not tell, a word such as turbo in its file's name lets RLR Train leave cfg out "
+                    "unless guidance is set there.",
                 ),
             ],
             outputs=[RlrModel.Output(display_name="model", tooltip="For RLR Train and RLR Sample.")],
@@ -72,29 +72,42 @@ class FromComfy(Node):
         for name, value in (("model", model), ("clip", clip), ("vae", vae), ("latent", latent)):
             if value is None:
                 raise UserError(f"Input {name!r} of RLR From ComfyUI is empty: its loader gave nothing.")
-        file = weights_file(cls.hidden.prompt or {}, str(cls.hidden.unique_id))
-        kind = GUIDANCE[guidance_kind]
-        if guidance_kind == AUTO and file and DISTILLED.search(file):
-            kind = "none"
-        return io.NodeOutput(sockets.Native.of(model, clip, vae, latent, scheduler, kind, file))
+        node = str(cls.hidden.unique_id)
+        files = weights_files(cls.hidden.prompt or {}, node)
+        made = sockets.Native.of(model, clip, vae, latent, scheduler, GUIDANCE[guidance_kind], files)
+        host.say(node, _told(made, files))
+        return io.NodeOutput(made)
 
 
-def weights_file(prompt: Mapping[str, Any], node: str) -> str | None:
-    """Name, without ending, of the file that the MODEL of a node comes from, as the workflow tells it.
+def _told(made: sockets.Native, files: list[str]) -> str:
+    """What is known of the model, for the node."""
+    kind = f"distilled ({made.distilled})" if made.distilled else "not distilled, as far as it tells"
+    told = f"{made.name}: {kind}. Left at 0: guidance {made.guidance:g}, {made.steps} steps."
+    if any(LOW_NOISE.search(file) for file in files):
+        told += " It was made for the last steps of Wan 2.2 14B alone, and is trained on all of them."
+    return told
 
+
+def weights_files(prompt: Mapping[str, Any], node: str) -> list[str]:
+    """Names, without endings, of the files that the MODEL of a node is made of, as the workflow tells it.
+
+    The file of its loader is the first; those of nodes on the way, such as LoRAs, follow.
     prompt: what is being executed: {node id: {'inputs': {name: value or [node id, output]}}}.
     """
-    seen: set[str] = set()
-    waiting = [(node, ("model",))]
+    own: list[str] = []
+    others: list[str] = []
+    waiting, seen = [node], set()
     while waiting:
-        place, names = waiting.pop(0)
+        place = waiting.pop(0)
         if place in seen or place not in prompt:
             continue
         seen.add(place)
         inputs = prompt[place].get("inputs", {})
-        files = [value for value in inputs.values() if isinstance(value, str) and value.endswith(WEIGHTS)]
-        links = [inputs[name] for name in names if isinstance(inputs.get(name), list)]
-        if files and place != node and not links:
-            return PurePosixPath(files[0].replace("\\", "/")).stem
-        waiting += [(str(link[0]), ("model", "diffusion_model", "unet")) for link in links]
-    return None
+        links = [
+            value for name, value in inputs.items() if isinstance(value, list) and MODEL_LINK.match(name)
+        ]
+        if place != node:
+            names = [value for value in inputs.values() if isinstance(value, str) and value.endswith(WEIGHTS)]
+            (others if links else own).extend(PurePosixPath(name.replace("\\", "/")).stem for name in names)
+        waiting += [str(link[0]) for link in links]
+    return [*own, *others] if own else []

@@ -253,6 +253,16 @@ def send(event: str, data: dict[str, Any]) -> None:
         server.send_sync(event, data, server.client_id)
 
 
+def say(node: str, text: str) -> None:
+    """A text in a node, for the page that queued the run; nothing where there is no server.
+
+    node: its execution id ('7:3' inside a subgraph).
+    """
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_progress_text(text, node, server.client_id)
+
+
 def register_routes() -> None:
     """GET /rlr/runs: what the live view of each node should show, after a page was loaded again."""
     from aiohttp import web

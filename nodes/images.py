@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlr_core.common.atomic import replacing
+
 
 def to_engine(image: Tensor) -> Tensor:
     """[N, 3, H, W] float32 in [0, 1] from an IMAGE, free of inference mode and of an alpha channel."""
@@ -61,8 +63,8 @@ def keep_as_file(image: Tensor, folder: Path) -> Path:
     name = hashlib.sha256(pixels.tobytes() + str(pixels.shape).encode()).hexdigest()[:16]
     path = folder / f"{name}.png"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
+        with replacing(path) as temporary:
+            Image.fromarray(pixels).save(temporary, format="PNG")
     return path
 
 

@@ -74,6 +74,11 @@ class Live:
         """The run is over: finished, cancelled or failed."""
         self._tell(state=state, message=message)
 
+    def warn(self, message: str) -> None:
+        """A sentence for the log and the view."""
+        host.log(message)
+        self._tell(message=message)
+
     # --- events of the engine ---
 
     def _on_start(self, data: Mapping[str, Any]) -> None:
@@ -86,7 +91,8 @@ class Live:
             return
         phase = PHASES.get(data["phase"], data["phase"])
         self._tell(phase=phase, done=data["done"], total=data["total"])
-        self.progress.show(self.view["step"])
+        if self.progress is not None:  # prompts are encoded before the run starts
+            self.progress.show(self.view["step"])
 
     def _on_update(self, data: Mapping[str, Any]) -> None:
         point = _point(data)
@@ -104,8 +110,7 @@ class Live:
         self._show(picture=True)
 
     def _on_warning(self, data: Mapping[str, Any]) -> None:
-        host.log(data["message"])
-        self._tell(message=data["message"])
+        self.warn(data["message"])
 
     # --- sending ---
 

@@ -59,12 +59,11 @@ class SaveLora(Node):
 
 def _holds(path: Any, tensors: dict[str, Tensor]) -> bool:
     """Whether a file holds exactly these tensors."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from rlr_core.common.weights import read_tensors
 
     try:
-        saved = load_file(path)
-    except (SafetensorError, OSError):
+        saved = read_tensors(path)
+    except UserError:
         return False
     return saved.keys() == tensors.keys() and all(
         saved[key].dtype == value.dtype and torch.equal(saved[key], value) for key, value in tensors.items()

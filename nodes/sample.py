@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from rlr_core.errors import UserError
 
-from . import host, images, sockets
+from . import host, images, sampling, sockets
 from .schema import CATEGORY, Node, RlrModel, RlrPrompts, rare, setting_input, settings_from
 
 MOST = 256
@@ -36,8 +36,8 @@ class SampleNode(Node):
                 RlrPrompts.Input("prompts", tooltip="What to draw: one picture or more of each."),
                 io.Int.Input("seed", default=0, min=0, max=2**53 - 1, control_after_generate=False,
                              tooltip="Seed of the first picture; the next ones take the next seeds."),
-                setting_input("sampler.steps", max=200),
-                setting_input("sampler.guidance", max=30.0),
+                sampling.steps_input("steps"),
+                sampling.guidance_input("guidance"),
                 io.Int.Input("per_prompt", default=1, min=1, max=64, tooltip="Pictures of each prompt."),
                 io.Int.Input("most_prompts", default=8, min=1, max=256,
                              tooltip="At most this many prompts, from the first on."),
@@ -48,12 +48,17 @@ class SampleNode(Node):
                 rare(io.Int.Input, "batch", default=4, min=1, max=64, tooltip="Pictures at a time."),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The pictures, prompt after prompt.")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def run(cls, model: Any, prompts: Any, seed: int, **inputs: Any) -> io.NodeOutput:
         if not isinstance(model, sockets.Model) or not isinstance(prompts, sockets.Prompts):
             raise UserError("RLR Sample takes model and prompts from RLR nodes.")
+        inputs = sampling.filled(inputs, model, "steps", "guidance")
+        for warning in sampling.warnings(model, inputs["guidance"]):
+            host.log(warning)
+            host.say(str(cls.hidden.unique_id), warning)
         chosen = prompts.training[: inputs["most_prompts"]]
         texts = [prompt for prompt in chosen for _ in range(inputs["per_prompt"])]
         if len(texts) > MOST:

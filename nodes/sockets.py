@@ -6,8 +6,19 @@ The exception is `Native`, which holds what ComfyUI has loaded, and holds, anywa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from .native.model import NativeModel
+
+
+class Wanted(NamedTuple):
+    """How a model is sampled where nobody says otherwise."""
+
+    steps: int
+    guidance: float
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,15 @@ class Model:
     lora: str | None = None
     """A LoRA file."""
 
+    @property
+    def wanted(self) -> Wanted:
+        """The built-in model's, or the engine's defaults."""
+        from rlr_core.config import SamplerConfig
+        from rlr_core.demo.preset import demo_config
+
+        sampler = demo_config().sampler if self.path == "demo" else SamplerConfig()
+        return Wanted(sampler.steps, sampler.guidance)
+
 
 @dataclass(frozen=True)
 class Native(Model):
@@ -33,6 +53,11 @@ class Native(Model):
     latent: Any = None
     scheduler: str = "simple"
     guidance_kind: str | None = None
+    steps: int = 0
+    guidance: float = 0.0
+    """What it is sampled with where nobody says otherwise."""
+    distilled: str = ""
+    """Why it is taken for a distilled model; '' where it is not."""
 
     @classmethod
     def of(
@@ -41,22 +66,38 @@ class Native(Model):
         clip: Any,
         vae: Any,
         latent: Any,
-        scheduler: str,
-        guidance_kind: str | None,
-        name: str | None,
+        scheduler: str = "simple",
+        guidance_kind: str | None = None,
+        files: Sequence[str] = (),
     ) -> Native:
-        """From ComfyUI's sockets. Raises UserError for what cannot be trained; loads nothing."""
+        """From ComfyUI's sockets. Raises UserError for what cannot be trained; loads nothing.
+
+        guidance_kind: as a person has set it, None to ask the model; files: names of those that the MODEL is
+        made of, its own first.
+        """
         from rlr_core.config.validate import PYTHON
 
-        parts = {"model": model, "clip": clip, "vae": vae, "latent": latent}
-        described = cls("", name or "", None, None, **parts, scheduler=scheduler, guidance_kind=guidance_kind)
-        family = described.family()
-        path = f"{PYTHON}{family.name} {family.signature()}"
+        from .native import guidance, refusals
+
+        refusals.check_files(files)
+        parts = {"model": model, "clip": clip, "vae": vae, "latent": latent, "scheduler": scheduler}
+        family = cls("", files[0] if files else "", **parts, guidance_kind=guidance_kind).family()
+        found = guidance.manner(family.base, family.model_sampling, guidance_kind, files)
         return cls(
-            path, family.name, None, None, **parts, scheduler=scheduler, guidance_kind=family.guidance_kind
+            f"{PYTHON}{family.name} {family.signature()}",
+            family.name,
+            **parts,
+            guidance_kind=found.kind,
+            steps=found.steps,
+            guidance=found.guidance,
+            distilled=found.distilled,
         )
 
-    def family(self) -> Any:
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.steps, self.guidance)
+
+    def family(self) -> NativeModel:
         """The engine's family over it; nothing is loaded yet."""
         from .native.model import NativeModel
 

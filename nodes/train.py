@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -13,7 +13,7 @@ from rlr_core.config import MethodConfig, TrainConfig, config_from_dict
 from rlr_core.errors import UserError
 from rlr_core.training.check import check_config
 
-from . import host, images, live, names, sockets
+from . import host, images, live, names, sampling, sockets
 from .schema import (
     CATEGORY,
     Node,
@@ -25,6 +25,9 @@ from .schema import (
     setting_input,
     settings_from,
 )
+
+if TYPE_CHECKING:
+    from rlr_core.training.results import Results
 
 RESUME, RESTART = "resume", "restart"
 NO_MODEL = "patched_model of RLR Train works with RLR From ComfyUI only: use RLR Apply LoRA on a stock MODEL."
@@ -111,7 +114,7 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
             "RLR Train starts from a model without a LoRA: connect RLR Load Checkpoint or RLR From ComfyUI."
         )
     judge = inputs["judge"]
-    data = settings_from(inputs, SETTINGS)
+    data = settings_from(sampling.filled(inputs, model, "sampler_steps", "guidance"), SETTINGS)
     data |= {
         "model": model.path,
         "dtype": model.dtype,
@@ -139,11 +142,11 @@ def _train(node: type, config: TrainConfig, base: Path, restart: bool, model: so
     config.out = str(folder)
     if folder in runs and read_results(folder).done(config):
         return folder
-    for warning in _warnings(config, model):
-        host.log(warning)
     watcher = live.Live(
         folder, str(node.hidden.unique_id), _workflow(node), config.evaluation.judge or "", config.reward
     )
+    for warning in sampling.warnings(model, config.sampler.guidance):
+        watcher.warn(warning)
     advice = _advice(config)
     try:
         with host.whole_device(advice) as device:
@@ -168,16 +171,6 @@ def _run(config: TrainConfig, recipe: sockets.Model, device: Any, watcher: live.
         train(model, reward, config, on_event=watcher, check=host.check_cancel, resume=resume)
 
 
-def _warnings(config: TrainConfig, model: sockets.Model) -> list[str]:
-    """What the settings get wrong about the model without being impossible."""
-    guidance = config.sampler.guidance
-    if isinstance(model, sockets.Native) and model.guidance_kind == "none" and guidance != 1:
-        return [
-            f"{model.name} is distilled and takes no cfg: guidance {guidance:g} is not used; set it to 1."
-        ]
-    return []
-
-
 def _advice(config: TrainConfig) -> str:
     """What to lower when memory runs out, with the numbers that would be next."""
     ways = []
@@ -199,9 +192,8 @@ def _workflow(node: type) -> str:
 
 def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
     """Everything from the run folder, so that a run just finished and one of last week look the same."""
-    from safetensors.torch import load_file
 
-    from rlr_core.common.weights import read_header
+    from rlr_core.common.weights import read_header, read_tensors
     from rlr_core.training.results import read_results
 
     results = read_results(folder)
@@ -209,12 +201,12 @@ def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
     animation = pictures.with_suffix(".webp")  # of a video model
     moving = animation.is_file()
     shown = [host.output_reference(path) for path in (animation if moving else pictures, chart)]
-    lora = sockets.LoraWeights(load_file(results.lora), read_header(results.lora).metadata)
+    lora = sockets.LoraWeights(read_tensors(results.lora), read_header(results.lora).metadata)
     rewards = [row["reward/mean"] for row in results.metrics if row.get("reward/mean") is not None]
     view = live.view_of(
         folder, str(node.hidden.unique_id), _workflow(node), run=folder.name, state="finished", phase="",
         step=results.step, steps=results.config.steps, reward=results.config.reward,
-        judge=results.config.evaluation.judge or "", message=_end(results.reason),
+        judge=results.config.evaluation.judge or "", message=_end(results, model),
         seconds=(results.metrics or [{}])[-1].get("time/seconds", 0.0),
     )  # fmt: skip
     live.remember(view)
@@ -230,8 +222,11 @@ def _outputs(node: type, folder: Path, model: sockets.Model) -> io.NodeOutput:
     )
 
 
-def _end(reason: str) -> str:
-    return "" if reason == "finished" else f"Stopped early: {reason}."
+def _end(results: Results, model: sockets.Model) -> str:
+    """What the live view says of a run that is over; '' is its own word for one that went to its end."""
+    early = "" if results.reason == "finished" else f"Stopped early: {results.reason}."
+    wrong = sampling.warnings(model, results.config.sampler.guidance)
+    return " ".join([early or "Finished.", *wrong]) if wrong else early
 
 
 def train_inputs() -> list[io.Input]:
@@ -261,8 +256,8 @@ def train_inputs() -> list[io.Input]:
         take("samples_per_prompt", max=64),
         take("width", max=2048, step=8),
         take("height", max=2048, step=8),
-        take("sampler_steps", max=200),
-        take("guidance", max=30.0),
+        sampling.steps_input("sampler_steps"),
+        sampling.guidance_input("guidance"),
         take("eta"),
         take("rank", max=256),
         take("seed", max=2**53 - 1, control_after_generate=False),

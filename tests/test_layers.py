@@ -18,7 +18,7 @@ ROOMS = (
     ("lora",),
     ("gradients",),
     ("methods", "rewards"),
-    ("evaluation",),
+    ("correction", "evaluation"),
     ("training",),
     ("demo",),
     ("benchmarks",),

@@ -40,7 +40,7 @@ def test_bounds_are_lower_bounds():
 def test_everything_that_is_imported_is_declared():
     modules = {"pillow": "PIL", "pyyaml": "yaml", "open_clip_torch": "open_clip"}
     known = {modules.get(name_of(requirement), name_of(requirement)) for requirement in declared()}
-    known |= {"bitsandbytes"}  # used where it is installed
+    known |= {"bitsandbytes", "torch_fidelity"}  # used where they are installed
     for brought_by in ("open_clip_torch", "transformers", "pydantic"):  # timm, tokenizers, typing_extensions
         needed = [name_of(needed) for needed in requires(brought_by) if "extra ==" not in needed]
         known |= {name.replace("-", "_") for name in needed}

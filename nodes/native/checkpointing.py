@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .chunks import lists_of
 from .ops import is_op
 
 NUMBERED = re.compile(r"(^|[._])\d+$")
@@ -61,18 +62,36 @@ def _blocks(module: nn.Module, path: str) -> Iterator[nn.Module]:
             yield from _blocks(child, place)
 
 
+def keeps_state(network: nn.Module) -> bool:
+    """Whether blocks remember frames between two calls in themselves, so that none may run a second time."""
+    return any(hasattr(module, "temporal_cache_state") for module in network.modules())
+
+
 def _checkpointed(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return original(*args, **kwargs)
-        return checkpoint(_run, original, args, kwargs, use_reentrant=False, preserve_rng_state=False)
+        left_behind = lists_of(args, kwargs)
+        args = tuple(map(_as_now, args))
+        kwargs = {name: _as_now(value) for name, value in kwargs.items()}
+        output, now = checkpoint(_run, original, args, kwargs, use_reentrant=False, preserve_rng_state=False)
+        for before, after in zip(left_behind, now, strict=True):
+            before[:] = after
+        return output
 
     return forward
 
 
-def _run(original: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    """A block on copies: some add to their input in place, which must not show the second time."""
-    return original(*map(_own, args), **{name: _own(value) for name, value in kwargs.items()})
+def _as_now(value: Any) -> Any:
+    """A list as it is before the block: what it leaves behind there must not show the second time."""
+    return list(value) if isinstance(value, list) else value
+
+
+def _run(original: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> tuple[Any, list[list]]:
+    """A block on copies, and its lists afterwards: some add to their input in place."""
+    args = tuple(map(_own, args))
+    kwargs = {name: _own(value) for name, value in kwargs.items()}
+    return original(*args, **kwargs), lists_of(args, kwargs)
 
 
 def _own(value: Any) -> Any:
@@ -80,4 +99,4 @@ def _own(value: Any) -> Any:
         return value.clone() if value.is_floating_point() else value
     if isinstance(value, dict):
         return dict(value)
-    return value
+    return _as_now(value)

@@ -12,7 +12,6 @@ from .tensors import out_of_inference
 def decode(base: Any, vae: Any, latents: Tensor) -> Tensor:
     """Pixels [B, 3, H, W], or [B, F, 3, H, W] for more than one frame, float32 in [0, 1].
 
-
     base: ComfyUI's model, which knows how its latents are scaled; vae: ComfyUI's, loaded.
     """
     latents = base.process_latent_out(latents)

@@ -18,9 +18,10 @@ from rlr_core.diffusion.kernels import Step
 from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel, Rows
 from rlr_core.errors import UserError
 
-from . import decode, kernels, lora_names, refusals, sampling
+from . import decode, guidance, kernels, lora_names, refusals, sampling
 from .adapter import NativeLora
-from .checkpointing import Checkpointing
+from .checkpointing import Checkpointing, keeps_state
+from .chunks import Chunks
 from .ops import FrozenOps
 from .prompts import Book
 from .signature import signature
@@ -75,7 +76,7 @@ class NativeModel(DiffusionModel):
         self.device = torch.device(self.patcher.load_device)
         self.dtype = self.base.manual_cast_dtype or self.base.get_dtype()
         self.networks = {NETWORK: self.base.diffusion_model}
-        self.guidance_kind = guidance_kind or guidance_of(self.base)
+        self.guidance_kind = guidance_kind or guidance.kind_of(self.base)
         self.guidance: float | None = None
         self._latent = _empty_latent(self.patcher, latent)
         self.scale = decode.pixels_of(vae)
@@ -83,9 +84,9 @@ class NativeModel(DiffusionModel):
         self.frames = decode.frames_of(vae, self._latent[1]) if len(self._latent) == 4 else 1
         self.book = Book(clip)
         self.ops = [FrozenOps(self.networks[NETWORK]), FrozenOps(vae.first_stage_model)]
-        self.checkpointing = [Checkpointing(self.networks[NETWORK])]
-        if vae.latent_dim == 2:  # those of video write what they remember inside their blocks
-            self.checkpointing.append(Checkpointing(vae.first_stage_model))
+        self.checkpointing: list[Checkpointing | Chunks] = [Checkpointing(self.networks[NETWORK])]
+        if not keeps_state(vae.first_stage_model):
+            self.checkpointing += [Checkpointing(vae.first_stage_model), Chunks(vae.first_stage_model)]
         self._checkpoint = False
         self._file_names = lora_names.FileNames(self.base)
         self.lora_layouts = (self._file_names.layout,)
@@ -249,7 +250,7 @@ class NativeModel(DiffusionModel):
         return decode.decode(self.base, self.vae, latents)
 
     def gradient_checkpointing(self, enabled: bool) -> None:
-        """Of the network, and of the VAE where it makes pictures."""
+        """Of the network and of the VAE; one that decodes video in chunks is gone back through so, too."""
         self._checkpoint = enabled
         for part in self.checkpointing:
             if enabled:
@@ -303,13 +304,6 @@ def running(model: NativeModel) -> Iterator[NativeModel]:
         stack.callback(gc.collect)
         stack.callback(model.close)
         yield model
-
-
-def guidance_of(base: Any) -> str:
-    """How a network is guided, as far as it tells: a scale among its inputs, or classifier-free."""
-    network = base.diffusion_model
-    embedded = getattr(getattr(network, "params", None), "guidance_embed", False)
-    return "embedded" if embedded else "cfg"
 
 
 def _empty_latent(patcher: Any, latent: Mapping[str, Any]) -> tuple[int, ...]:

@@ -172,7 +172,16 @@ def _convolution(module: nn.Module, original: Original) -> Original:
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, **kwargs: Any) -> Tensor:
         if not plain:  # padded inside: autograd's own way back, over the cast weight
             return original(x, ordinary(weight), bias if bias is None else ordinary(bias), **kwargs)
-        return _Convolution.apply(x, module, original, weight, bias, kwargs)
+        return _Convolution.apply(
+            x, module, lambda x: original(x, weight, bias, **kwargs), False, bool(kwargs.get("autopad"))
+        )
+
+    return forward
+
+
+def _transposed(module: nn.Module, original: Original) -> Original:
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return _Convolution.apply(x, module, lambda x: original(x, *args, **kwargs), True, False)
 
     return forward
 
@@ -180,16 +189,11 @@ def _convolution(module: nn.Module, original: Original) -> Original:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx,
-        x: Tensor,
-        module: nn.Module,
-        original: Original,
-        weight: Tensor,
-        bias: Tensor | None,
-        kwargs: dict,
+        ctx, x: Tensor, module: nn.Module, run: Callable[[Tensor], Tensor], transposed: bool, causal: bool
     ) -> Tensor:
-        ctx.module, ctx.shape, ctx.dtype, ctx.causal = module, x.shape, x.dtype, bool(kwargs.get("autopad"))
-        return _no_view(original(x.detach(), weight, bias, **kwargs))
+        ctx.module, ctx.shape, ctx.dtype = module, x.shape, x.dtype
+        ctx.transposed, ctx.causal = transposed, causal
+        return _no_view(run(x.detach()))
 
     @staticmethod
     @once_differentiable
@@ -197,28 +201,7 @@ class _Convolution(torch.autograd.Function):
         with cast(ctx.module, ctx.dtype, gradient.device) as (weight, _):
             if ctx.causal:  # zeros before the first frame were left out, with their part of the weight
                 weight = weight[:, :, -ctx.shape[2] :]
-            to_x = _convolution_backward(ctx.module, gradient, ctx.shape, weight, transposed=False)
-        return to_x, None, None, None, None, None
-
-
-def _transposed(module: nn.Module, original: Original) -> Original:
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return _Transposed.apply(x, module, original, args, kwargs)
-
-    return forward
-
-
-class _Transposed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, module: nn.Module, original: Original, args: tuple, kwargs: dict) -> Tensor:
-        ctx.module, ctx.shape, ctx.dtype = module, x.shape, x.dtype
-        return _no_view(original(x.detach(), *args, **kwargs))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        with cast(ctx.module, ctx.dtype, gradient.device) as (weight, _):
-            to_x = _convolution_backward(ctx.module, gradient, ctx.shape, weight, transposed=True)
+            to_x = _convolution_backward(ctx.module, gradient, ctx.shape, weight, ctx.transposed)
         return to_x, None, None, None, None
 
 

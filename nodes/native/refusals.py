@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -33,6 +34,7 @@ CONDITIONING = {
     "clip_start_percent": "a range of steps",
     "additional_models": "additional models",
 }
+HIGH_NOISE = re.compile(r"high[-_]?noise", re.IGNORECASE)
 IMAGE_TO_IMAGE = tuple(
     getattr(comfy.model_sampling, name)
     for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW")
@@ -73,6 +75,16 @@ def check_model(patcher: Any) -> None:
     sampling = patcher.get_model_object("model_sampling")
     if isinstance(sampling, IMAGE_TO_IMAGE):
         raise UserError(f"{type(patcher.model).__name__} starts from a picture, not from noise.")
+
+
+def check_files(files: Sequence[str]) -> None:
+    """Raise UserError for a network that makes the first steps alone, as its file's name tells."""
+    for file in files:
+        if HIGH_NOISE.search(file):
+            raise UserError(
+                f"{file} makes only the noisy first steps of Wan 2.2 14B, which a second network finishes: "
+                "train the low noise file, Wan 2.2 5B or Wan 2.1."
+            )
 
 
 def check_attention() -> None:

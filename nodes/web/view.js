@@ -13,6 +13,7 @@ const SERIES = [
   { key: "reward", label: "reward", color: "#4c9be8", width: 1.8 },
   { key: "judge", label: "judge", color: "#e8804c", width: 1.8, dots: true },
 ];
+const PICTURE = /^data:image\/(jpeg|webp);base64,/; // a still, or a video's frames, which play by themselves
 const STATES = {
   running: "#4c9be8",
   finished: "#3fb37f",
@@ -32,7 +33,9 @@ export class View {
     this.element.className = "rlr-live-view";
     const head = tag("div", { display: "flex", alignItems: "center", gap: "6px", flex: "none" });
     this.light = tag("span", { width: "8px", height: "8px", borderRadius: "50%", flex: "none" });
-    this.status = tag("span", { whiteSpace: "nowrap", overflow: "hidden", textOverflow: "ellipsis" });
+    this.status = tag("span", { // three lines of a warning or an error at most; the rest is in its title
+      overflow: "hidden", display: "-webkit-box", webkitBoxOrient: "vertical", webkitLineClamp: "3",
+    });
     this.status.className = "rlr-status";
     this.clock = tag("span", { marginLeft: "auto", color: "#8b8b8b", whiteSpace: "nowrap", flex: "none" });
     head.append(this.light, this.status, this.clock);
@@ -116,7 +119,7 @@ export class View {
     this.shown = key;
     this.strip.replaceChildren();
     for (const sample of samples) {
-      if (!String(sample.image).startsWith("data:image/jpeg;base64,")) continue;
+      if (!PICTURE.test(sample.image)) continue;
       const figure = tag("div", { flex: "none", textAlign: "center" });
       const image = tag("img", { height: "66px", display: "block", borderRadius: "3px" });
       image.src = sample.image;

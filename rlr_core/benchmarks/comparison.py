@@ -1,8 +1,9 @@
 """Methods side by side: the same model, reward and settings, at equal evaluations and at equal seconds.
 
 Each arm trains until it has spent both budgets and is judged, on held-out prompts and seeds, where it crosses
-each. What watching costs is in neither budget. A result is a JSON file, so that a benchmark can be
-interrupted, spread over several processes, and reported again.
+each. What watching costs is in neither budget. Seconds on a CPU are those that its cores were at work, so
+that other programs do not count. A result is a JSON file, so that a benchmark can be interrupted, spread over
+several processes, and reported again.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ def _from_samples(name: str, **options: Any) -> Contender:
     return Contender(MethodConfig(name, **options), samples_per_prompt=4, eta=0.0)
 
 
-def _self_trained(name: str, **options: Any) -> Contender:
-    """Plain training on one's own pictures falls apart at the others' rate: nothing is pushed away, so its
-    gradient is twenty times as long and mostly says to be what one is."""
-    return replace(_from_samples(name, train_guided=True, **options), learning_rate=3e-4)
+def _accepted(name: str, **options: Any) -> Contender:
+    """Rejection sampling as in its paper: the base model's pictures, all that were accepted so far, and the
+    network learns what it says without guidance. Twice the optimizer steps of the others, half as long."""
+    return replace(_from_samples(name, inner_steps=2, **options), learning_rate=1e-3)
 
 
 ARMS: dict[str, Contender] = {
@@ -66,11 +67,12 @@ ARMS: dict[str, Contender] = {
     "nft": _from_samples("nft"),
     "awm": _from_samples("awm"),
     "dpo": _from_samples("dpo"),
-    "graft": _self_trained("graft", buffer=64),
-    "p_graft, N_I = T/4": _self_trained("p_graft", accept_at=0.25, buffer=64),
-    "p_graft, N_I = T/2": _self_trained("p_graft", accept_at=0.5, buffer=64),
-    "p_graft, N_I = 3T/4": _self_trained("p_graft", accept_at=0.75, buffer=64),
-    "reward_weighted": _self_trained("reward_weighted"),
+    "d3po": _black_box_walk("d3po"),
+    "graft": _accepted("graft"),
+    "p_graft, N_I = T/4": _accepted("p_graft", accept_at=0.25),
+    "p_graft, N_I = T/2": _accepted("p_graft", accept_at=0.5),
+    "p_graft, N_I = 3T/4": _accepted("p_graft", accept_at=0.75),
+    "reward_weighted": replace(_from_samples("reward_weighted", temperature=0.25), learning_rate=1e-3),
     "adaptive, black box": _black_box_walk("adaptive"),
     "rlr, black box": _black_box_walk("rlr"),
     "likelihood_ratio, black box": _black_box_walk("likelihood_ratio"),
@@ -96,6 +98,9 @@ class Arm:
         return folder / f"{slug}-seed{self.seed}.json"
 
 
+BUDGETS = ("evaluations", "seconds")
+
+
 def cost(row: dict[str, Any]) -> int:
     """Denoiser evaluations so far, from a row of metrics."""
     return row["evaluations/forward"] + row["evaluations/backward"]
@@ -118,17 +123,19 @@ def run_arm(arm: Arm, config: TrainConfig, samples: int) -> dict[str, Any]:
     settings.evaluation.samples = samples
     model = load_model(settings.model, settings.device, settings.dtype)
     reward: Any = load_reward(settings.reward, **settings.reward_options)
-    if contender.black_box:
+    if contender.black_box and reward.differentiable:
         reward = _without_gradient(reward)
     trainer = Trainer(model, reward, settings)
-    result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed, "before": _scores(trainer.evaluate())}
-    start = time.monotonic()
+    result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed, "reward": settings.reward}
+    result["before"] = _scores(trainer.evaluate())
+    clock = time.process_time if model.device.type == "cpu" else time.monotonic
+    start = clock()
     trainer.prepare()
-    seconds, row = time.monotonic() - start, None
-    while "evaluations" not in result or "seconds" not in result:
-        start = time.monotonic()
+    seconds, row = clock() - start, None
+    while not all(budget in result for budget in BUDGETS):
+        start = clock()
         row = trainer.update()
-        seconds += time.monotonic() - start
+        seconds += clock() - start
         reached = {"evaluations": cost(row) >= arm.evaluations, "seconds": seconds >= arm.seconds}
         due = [budget for budget, there in reached.items() if there and budget not in result]
         if due:
@@ -184,38 +191,80 @@ def run(
             claim.unlink(missing_ok=True)
 
 
-def report(folder: Path) -> list[list[str]]:
-    """A table of all results in `folder`: judge after each budget with the gain's 95 % interval, diversity.
+def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """All results in `folder`, by arm, in the order of their seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(folder.glob("*-seed*.json")):
+        result = json.loads(file.read_text())
+        found.setdefault(result["arm"], []).append(result)
+    return {arm: sorted(rows, key=lambda result: result["seed"]) for arm, rows in found.items()}
 
-    The gain is over pictures of the same prompt and seed, all training seeds together; arms in falling order
-    of the judge at equal seconds.
+
+def watched(result: dict[str, Any]) -> tuple[str, float]:
+    """Which scores tell how good a result is, and their factor: the judge's, in percent, where the reward is
+    the demo's, which asks for the same thing; else the reward's own."""
+    return ("judge", 100.0) if result["reward"] == "demo" else ("reward", 1.0)
+
+
+def gains(result: dict[str, Any], budget: str) -> Any:
+    """[pictures] what was gained on each held-out picture at a budget."""
+    import torch
+
+    name, factor = watched(result)
+    return factor * (torch.tensor(result[budget][name]) - torch.tensor(result["before"][name]))
+
+
+def report(folder: Path) -> list[list[str]]:
+    """A table of all results in `folder`: scores after each budget, the gain of each seed and of all with a
+    95 % interval, diversity.
+
+    Gains are between pictures of the same prompt and seed, all training seeds together; arms in falling order
+    at equal evaluations.
     """
     import torch
 
     from rlr_core.evaluation.measures import ConfidenceInterval
 
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for file in sorted(folder.glob("*.json")):
-        result = json.loads(file.read_text())
-        groups.setdefault(result["arm"], []).append(result)
-    rows = []
-    for name, results in groups.items():
-        before = torch.tensor([r["before"]["judge"] for r in results])
-        row = [name, f"{100 * before.mean():.1f}"]
-        order = 0.0
-        for budget in ("evaluations", "seconds"):
-            after = torch.tensor([r[budget]["judge"] for r in results])
-            gain = ConfidenceInterval.of(100 * (after - before).flatten())
-            seeds = " ".join(f"{100 * value:.0f}" for value in after.mean(1))
+    rows, title = [], "judge"
+    for name, found in results(folder).items():
+        title, factor = watched(found[0])
+        before = torch.tensor([result["before"][title] for result in found])
+        row, order = [name, f"{factor * before.mean():.1f}"], None
+        for budget in BUDGETS:
+            each = [gains(result, budget) for result in found]
+            gain = ConfidenceInterval.of(torch.cat(each))
+            interval = "" if gain.low is None else f" [{gain.low:+.1f}, {gain.high:+.1f}]"
             row += [
-                f"{100 * after.mean():.1f} ({seeds})",
-                f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]",
-                f"{sum(r[budget]['updates'] for r in results) / len(results):.0f}",
-                f"{sum(r[budget]['diversity'] for r in results) / len(results):.3f}",
+                " ".join(f"{float(one.mean()):+.1f}" for one in each),
+                f"{gain.mean:+.1f}{interval}",
+                f"{sum(r[budget]['updates'] for r in found) / len(found):.0f}",
+                f"{sum(r[budget]['diversity'] for r in found) / len(found):.3f}",
             ]
-            order = float(after.mean())
+            order = gain.mean if order is None else order
         rows.append((order, row))
-    head = ["method", "before"]
-    for budget in ("equal evaluations", "equal seconds"):
-        head += [f"judge, {budget} (each seed)", "gain", "updates", "diversity"]
+    head = ["method", f"{title} before"]
+    for budget in BUDGETS:
+        head += [f"gain of each seed, equal {budget}", "of all", "updates", "diversity"]
     return [head] + [row for _, row in sorted(rows, key=lambda item: -item[0])]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What a table or a picture is made from: every arm and seed with its means, for a small JSON file."""
+
+    def figures(result: dict[str, Any], budget: str) -> dict[str, Any]:
+        at = result[budget]
+        return {
+            "gain": round(float(gains(result, budget).mean()), 3),
+            "updates": at["updates"],
+            "evaluations": at["cost"],
+            "seconds": round(at["time"], 1),
+            "diversity": round(at["diversity"], 4),
+        }
+
+    def seed(result: dict[str, Any]) -> dict[str, Any]:
+        title, factor = watched(result)
+        before = factor * sum(result["before"][title]) / len(result["before"][title])
+        kept = {"seed": result["seed"], "reward": result["reward"], "scores": title}
+        return kept | {"before": round(before, 3)} | {b: figures(result, b) for b in BUDGETS}
+
+    return {name: [seed(result) for result in each] for name, each in results(folder).items()}

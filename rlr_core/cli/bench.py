@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ BENCH = """Train the built-in model with every method and compare what a judge s
   rlr bench --out runs/bench                      everything, an hour or two; run it again to go on
   rlr bench --out runs/bench --threads 1 &        several at once share the work
   rlr bench --out runs/bench --report             the table of what there is so far
+  rlr bench --out runs/jpeg --reward jpeg_compressibility --methods nft awm "ddpo, groups of four"
   rlr bench --costs                               time against diffusers and memory of an update, as ratios"""
 
 
@@ -22,6 +24,9 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--out", default="runs/bench", metavar="DIR", help="folder of the results")
     parser.add_argument(
         "--methods", nargs="*", metavar="NAME", help="rows of the table to run; all of them unless given"
+    )
+    parser.add_argument(
+        "--reward", default="demo", metavar="NAME", help="what is learned from; one reward a folder"
     )
     parser.add_argument(
         "--seeds", nargs="*", type=int, default=[0, 1, 2], metavar="N", help="seeds of training"
@@ -33,6 +38,9 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of this process")
     parser.add_argument("--report", action="store_true", help="only print the table")
     parser.add_argument("--costs", action="store_true", help="only measure what an update costs")
+    parser.add_argument(
+        "--save", metavar="STEM", help="also write STEM.md (the table), STEM.json (means) and STEM.png"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.set_defaults(run=bench)
 
@@ -58,12 +66,28 @@ def bench(args: argparse.Namespace) -> int:
         arms = [
             benchmark.Arm(name, seed, args.evaluations, args.seconds) for seed in args.seeds for name in names
         ]
-        benchmark.run(folder, demo_config(), arms, args.samples)
+        benchmark.run(folder, demo_config().replace(reward=args.reward), arms, args.samples)
     rows = benchmark.report(folder)
     if len(rows) == 1:
         raise UserError(f"There are no results in {str(folder)!r} yet.")
+    if args.save:
+        _save(Path(args.save), folder, rows)
     print(markdown(rows) if args.markdown else table(rows))
     return 0
+
+
+def _save(stem: Path, folder: Path, rows: list[list[str]]) -> None:
+    """The table, the means it is made from, and a picture of the gains at equal evaluations."""
+    from rlr_core.benchmarks.comparison import summary
+    from rlr_core.evaluation.plots import plot_gains
+
+    means = summary(folder)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".md").write_text(markdown(rows) + "\n", encoding="utf-8")
+    stem.with_suffix(".json").write_text(json.dumps(means, indent=1) + "\n", encoding="utf-8")
+    each = {arm: [result["evaluations"]["gain"] for result in found] for arm, found in means.items()}
+    (first, *_), *_ = means.values()
+    plot_gains(each, stem.with_suffix(".png"), f"gain of the {first['scores']} at equal evaluations")
 
 
 def _costs(batch: int = 16) -> int:

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from rlr_core import __version__
 from rlr_core.cli.bench import add_bench
+from rlr_core.cli.correct import add_correct
 from rlr_core.cli.diagnose import add_diagnose
 from rlr_core.cli.inspect import add_inspect
 from rlr_core.cli.listing import add_list
@@ -32,6 +33,7 @@ COMMANDS = (
     add_score,
     add_diagnose,
     add_bench,
+    add_correct,
 )
 
 

@@ -8,7 +8,7 @@ import struct
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -90,19 +90,41 @@ def _read_header(path: Path, size: int, _changed: int) -> Header:
         if not 2 <= length <= 100_000_000:
             raise UserError(f"{path} is not a .safetensors file.")
         raw = file.read(length)
+    if len(raw) < length:
+        raise UserError(f"{path} is cut off: it has {size:,} bytes, its header alone {length:,}.")
     try:
-        entries = json.loads(raw) if len(raw) == length else None
-        metadata = entries.pop("__metadata__", {}) if entries is not None else {}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in (entries or {}).values()), default=0)
-        shapes = {name: tuple(entry["shape"]) for name, entry in (entries or {}).items()}
+        entries = json.loads(raw)
+        metadata = entries.pop("__metadata__", {})
+        shapes = {name: _shape(entry["shape"]) for name, entry in entries.items()}
+        end = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
         numbers: Counter[str] = Counter()
-        for entry in (entries or {}).values():
-            numbers[entry["dtype"]] += math.prod(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for name, entry in entries.items():
+            numbers[str(entry["dtype"])] += math.prod(shapes[name])
+        if not all(isinstance(text, str) for item in metadata.items() for text in item):
+            raise ValueError("metadata that is not text")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a .safetensors file.") from error
-    if entries is None or size < end:
+    if size < end:
         raise UserError(f"{path} is cut off: it has {size:,} of at least {end:,} bytes; download it again.")
     return Header(shapes, metadata, dict(numbers))
+
+
+def _shape(sizes: Any) -> tuple[int, ...]:
+    """The sizes of a tensor as the header has them. Raises ValueError for what are no sizes."""
+    if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError(f"{sizes!r} is no shape")
+    return tuple(sizes)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a safetensors file, on the CPU. Raises UserError for a damaged one."""
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # the library raises its own, and what its parsers of headers and types do
+        reason = " ".join(f"{error}".split())[:200]
+        raise UserError(f"{path} is damaged or not a .safetensors file ({reason}).") from error
 
 
 def kind(path: Path) -> str:
@@ -129,8 +151,8 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 def kind_of(shapes: Shapes) -> str:
     """What holds tensors of these names and shapes: a key of KINDS."""
-    first = shapes.get("model.diffusion_model.input_blocks.0.0.weight")
-    if first is not None:
+    first = shapes.get("model.diffusion_model.input_blocks.0.0.weight", ())
+    if len(first) == 4:
         if any(name.startswith("conditioner.embedders.") for name in shapes):
             return "sdxl" if first[1] == 4 else "inpainting"
         if first[1] != 4:

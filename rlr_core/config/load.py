@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlr_core.common.text_files import read_text
 from rlr_core.config.base import shown, unknown
 from rlr_core.config.settings import TrainConfig
 from rlr_core.errors import UserError
@@ -31,7 +32,8 @@ _GROUPS = {key.partition(".")[0] for key in TrainConfig.names() if "." in key}
 
 def load_config(path: str | Path) -> TrainConfig:
     """A TrainConfig from a YAML file. Raises UserError for what is not one."""
-    data = _parsed(_text(Path(path).expanduser(), str(path)), repr(str(path)))
+    text = read_text(path, "config", LARGEST, "Put the prompts into a file of their own.")
+    data = _parsed(text, repr(str(path)))
     if not isinstance(data, Mapping):
         raise UserError(f"{str(path)!r} is not a config: expected lines such as 'model: demo'.")
     return config_from_dict(data)
@@ -73,22 +75,6 @@ def state_differences(ours: TrainConfig, theirs: TrainConfig) -> list[str]:
     """Names of the settings in which two configs may not differ if one is to go on from the other's state."""
     left, right = ours.state_settings(), theirs.state_settings()
     return [key for key in left if left[key] != right[key]]
-
-
-def _text(path: Path, name: str) -> str:
-    """What a file holds; pipes, devices and files too large to be a config are refused unread."""
-    try:
-        if path.exists() and not path.is_dir() and not path.is_file():
-            raise UserError(f"Cannot read the config {name!r}: it is not an ordinary file.")
-        if path.is_file() and path.stat().st_size > LARGEST:
-            raise UserError(
-                f"{name!r} is too large to be a config: {path.stat().st_size:,} bytes, at most {LARGEST:,}. "
-                "Put the prompts into a file of their own."
-            )
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: a name with a null character, text that is not UTF-8
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise UserError(f"Cannot read the config {name!r}: {reason}.") from error
 
 
 def _parsed(text: str, name: str) -> Any:

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rlr_core.common.prompt_text import PromptText
+from rlr_core.common.text_files import read_text
 from rlr_core.config.settings import TrainConfig
 from rlr_core.errors import UserError
+
+LARGEST = 8 * 2**20
+"""Bytes of a prompt file: about a hundred thousand prompts."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,7 @@ def _items(path: Path) -> list[Any]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"Cannot read the prompt file {str(path)!r}: {getattr(error, 'strerror', None) or error}."
-        ) from error
+    text = read_text(path, "prompt file", LARGEST)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"The prompt file {str(path)!r} is empty; write one prompt a line.")

@@ -179,7 +179,8 @@ class MethodConfig(Settings):
     train_guided: bool = setting(
         False,
         "Learn what the network says with guidance, as the sampler uses it, instead of without: twice the "
-        "cost.",
+        "cost. It ruins methods that push no picture away, such as graft: guided outputs are no mean of "
+        "pictures.",
         methods=FROM_SAMPLES,
     )
     snapshot_decay: float = setting(
@@ -254,13 +255,15 @@ class MethodConfig(Settings):
         step=0.05,
     )
     sample_from: Literal["current", "base"] = setting(
-        "current",
-        "Who makes the pictures to choose from: the model as it is trained so far, or the base model.",
+        "base",
+        "Who makes the pictures to choose from: the base model, or the model as it is trained so far, which "
+        "then also learns its own faults.",
         methods=GRAFTS,
     )
     buffer: int = setting(
-        0,
-        "How many accepted pictures of earlier updates are kept and trained on again.",
+        256,
+        "How many accepted pictures are kept and trained on again, a batch of them at a time; 0 trains on "
+        "those of the update alone.",
         methods=GRAFTS,
         ge=0,
         le=1_000_000,
@@ -418,8 +421,11 @@ class TrainConfig(Settings):
 
     def fingerprint(self) -> str:
         """Hash of what a saved state depends on; a state goes on only under the same fingerprint."""
-        text = json.dumps(self.state_settings(), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _hash(self.state_settings())
+
+    def setting_hashes(self) -> dict[str, str]:
+        """A short hash of each setting that a saved state depends on, by which changed ones are named."""
+        return {name: _hash(value)[:16] for name, value in self.state_settings().items()}
 
     def state_settings(self) -> dict[str, Any]:
         """What a saved state depends on, by name with dots."""
@@ -430,6 +436,11 @@ class TrainConfig(Settings):
             if known.in_state
             for section, _, name in [known.key.rpartition(".")]
         }
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 NOT_IN_STATE = tuple(known.key for known in TrainConfig.settings() if not known.in_state)

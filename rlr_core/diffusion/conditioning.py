@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,8 +58,12 @@ class PromptBook:
         negative: str = "",
         boundaries: Sequence[float] | None = None,
         encode_batch: int = 32,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
     ):
-        """boundaries: S - 1 rising shares of the chain, counted from the noise; None divides it evenly."""
+        """boundaries: S - 1 rising shares of the chain, counted from the noise; None divides it evenly.
+
+        on_progress: told before every batch how many texts are encoded, of how many; may raise to stop.
+        """
         self.prompts = list(prompts)
         stages = len(self.prompts[0].stages)
         self.boundaries = tuple(boundaries or [i / stages for i in range(1, stages)])
@@ -74,6 +78,7 @@ class PromptBook:
         blocks = []
         with torch.no_grad():
             for start in range(0, len(texts), encode_batch):
+                on_progress(start, len(texts))
                 block = model.encode_prompts(texts[start : start + encode_batch])
                 blocks.append({name: value.cpu() for name, value in block.items()})
         blocks = _filled_up(blocks)

@@ -57,6 +57,24 @@ def plot_reward(
     figure.savefig(path, dpi=150, format="png")
 
 
+def plot_gains(gains: Mapping[str, Sequence[float]], path: str | Path, title: str) -> None:
+    """Methods side by side: a dot for each training seed, a bar for their mean, the best method on top."""
+    names = sorted(gains, key=lambda name: sum(gains[name]) / len(gains[name]))
+    figure = _figure(7.2, 1.0 + 0.3 * len(names))
+    axes = figure.add_subplot()
+    for place, name in enumerate(names):
+        axes.barh(place, sum(gains[name]) / len(gains[name]), color=BLUE, alpha=0.35, height=0.7)
+        axes.plot(gains[name], [place] * len(gains[name]), "o", color=BLUE, markersize=4)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(names)), names, fontsize=8, color=INK)
+    axes.set_title(f"{title} (dots: training seeds)", loc="left", fontsize=10, color=INK)
+    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors=INK)
+    figure.savefig(path, dpi=150, format="png")
+
+
 def plot_before_after(
     before: Evaluation, after: Evaluation, path: str | Path, judge: str, count: int = 8
 ) -> None:

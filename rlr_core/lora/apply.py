@@ -9,7 +9,7 @@ import torch
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
 from rlr_core.lora.attach import Adapter, attach_to, check_free
-from rlr_core.lora.formats import LoraFile, is_text_encoder, load_lora
+from rlr_core.lora.formats import LoraFile, LoraModule, is_text_encoder, load_lora
 from rlr_core.lora.names import layers_by_file_name
 
 
@@ -22,6 +22,7 @@ def apply_lora(model: DiffusionModel, path: str | Path, strength: float = 1.0) -
     check_free(model)
     file = load_lora(path)
     places = _places(model, file, Path(path))
+    _refuse_other_sizes(model, {place: file.modules[name] for place, name in places.items()}, Path(path))
     ranks = {place: (file.modules[name].rank, file.modules[name].alpha) for place, name in places.items()}
     adapter = attach_to(model, ranks)
     state = {}
@@ -37,6 +38,23 @@ def apply_lora(model: DiffusionModel, path: str | Path, strength: float = 1.0) -
         raise UserError(f"{path} was made for another model than {model.name}: {error}") from error
     adapter.strength = strength
     return adapter
+
+
+def _refuse_other_sizes(model: DiffusionModel, modules: dict[str, LoraModule], path: Path) -> None:
+    """Before anything is allocated: a small file can ask for an adapter of any size."""
+    for name, module in modules.items():
+        network, _, inside = name.partition(".")
+        layer = model.networks[network].get_submodule(inside)
+        inputs = getattr(layer, "in_features", getattr(layer, "in_channels", None))
+        outputs = getattr(layer, "out_features", getattr(layer, "out_channels", None))
+        if inputs is None or outputs is None:
+            continue  # an adapter's own check has to do
+        if module.down.shape[1] != inputs or module.up.shape[0] != outputs:
+            raise UserError(
+                f"{path} was made for another model than {model.name}: {name} has {inputs} inputs and "
+                f"{outputs} outputs, in the file {module.down.shape[1]} and {module.up.shape[0]}; nothing "
+                f"was applied."
+            )
 
 
 def _places(model: DiffusionModel, file: LoraFile, path: Path) -> dict[str, str]:

@@ -12,12 +12,13 @@ comfy      diffusion_model.<module path>.lora_A.weight and .lora_B.weight, witho
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def load_lora(path: str | Path) -> LoraFile:
 
     Raises UserError if it is no plain LoRA (LoHa, LoKr, DoRA, a checkpoint, ...) or is damaged.
     """
-    from rlr_core.common.weights import KINDS, kind, read_header
+    from rlr_core.common.weights import KINDS, kind, read_header, read_tensors
 
     path = Path(path)
     if not path.is_file():
@@ -114,10 +115,8 @@ def load_lora(path: str | Path) -> LoraFile:
     if what != "lora":
         raise UserError(f"{path} is {KINDS[what]}, not a LoRA.")
     metadata = read_header(path).metadata
-    from safetensors.torch import load_file
-
     parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(path).items():
+    for key, tensor in read_tensors(path).items():
         match = KEY.fullmatch(key)
         if match is None:
             raise UserError(f"{path} is not a plain LoRA: {key!r} is not understood, so nothing was loaded.")
@@ -126,11 +125,23 @@ def load_lora(path: str | Path) -> LoraFile:
     halves = [name for name, part in parts.items() if "down" not in part or "up" not in part]
     if halves:
         raise UserError(f"{path} is incomplete: {halves[0]!r} has only one of its two matrices.")
-    alphas = _diffusers_alphas(metadata, parts)
+    alphas = _diffusers_alphas(path, metadata, parts)
     modules = {}
     for name, part in sorted(parts.items()):
-        rank = part["down"].shape[0]  # without an alpha anywhere, readers agree on scale 1
-        alpha = float(part["alpha"]) if "alpha" in part else alphas.get(name, float(rank))
+        down, up = part["down"], part["up"]
+        if (
+            down.ndim not in (2, 4)
+            or up.ndim not in (2, 4)
+            or up.shape[1] != down.shape[0]
+            or not down.numel()
+        ):
+            shapes = f"{list(up.shape)} and {list(down.shape)}"
+            raise UserError(f"{path} is no LoRA: the matrices of {name!r}, {shapes}, have no product.")
+        alpha = alphas.get(name, float(down.shape[0]))  # without one anywhere, readers agree on scale 1
+        if "alpha" in part:
+            alpha = float(part["alpha"]) if part["alpha"].numel() == 1 else math.nan
+        if not math.isfinite(alpha) or not (down.is_floating_point() and up.is_floating_point()):
+            raise UserError(f"{path} is no LoRA: the numbers of {name!r} are not finite real ones.")
         modules[name] = LoraModule(part["down"], part["up"], alpha)
     return LoraFile(modules, metadata)
 
@@ -204,11 +215,24 @@ def _peft_settings(model: DiffusionModel, modules: Mapping[str, LoraModule]) -> 
     return settings
 
 
-def _diffusers_alphas(metadata: Mapping[str, str], names: Mapping[str, object]) -> dict[str, float]:
-    """Alpha of each module whose file keeps it in diffusers' metadata, by name in the file."""
+def _diffusers_alphas(
+    path: Path, metadata: Mapping[str, str], names: Mapping[str, object]
+) -> dict[str, float]:
+    """Alpha of each module whose file keeps it in diffusers' metadata, by name in the file.
+
+    peft would run the names in alpha_pattern as expressions; one from a file can be made never to end, so
+    only plain names are read.
+    """
     if DIFFUSERS_METADATA not in metadata:
         return {}
-    settings = json.loads(metadata[DIFFUSERS_METADATA])
+    try:
+        return _alphas_by_name(json.loads(metadata[DIFFUSERS_METADATA]), names)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(f"{error}".split())[:200]
+        raise UserError(f"{path} has no readable {DIFFUSERS_METADATA}: {reason}.") from error
+
+
+def _alphas_by_name(settings: Mapping[str, Any], names: Mapping[str, object]) -> dict[str, float]:
     alphas = {}
     for key, alpha in settings.items():
         prefix, separator, _ = key.rpartition("lora_alpha")
@@ -218,9 +242,19 @@ def _diffusers_alphas(metadata: Mapping[str, str], names: Mapping[str, object]) 
         for name in names:
             if name.startswith(prefix):
                 path = name.removeprefix(prefix)
-                special = [a for p, a in pattern.items() if re.fullmatch(rf"(.*\.)?({p})", path)]
+                special = [a for plain, a in pattern.items() if _names(plain, path)]
                 alphas[name] = float(special[0] if special else alpha)
     return alphas
+
+
+def _names(pattern: str, path: str) -> bool:
+    """Whether a plain name in alpha_pattern means the module at `path`: as a whole, or as its end."""
+    plain = pattern.removeprefix("^").replace(r"\.", ".")
+    if re.fullmatch(r"[\w.\-]+", plain) is None:
+        raise ValueError(
+            f"alpha_pattern has the expression {pattern!r}, and expressions from files are not run"
+        )
+    return path == plain or (not pattern.startswith("^") and path.endswith("." + plain))
 
 
 # --- writing ---

@@ -21,11 +21,15 @@ from rlr_core.methods.sample_buffer import Lesson, SampleBuffer, Samples, blocks
 class Graft(Row):
     """Generalized rejection sampling fine-tuning (arXiv 2510.02692, algorithm 1). What is accepted follows
     the law of the policy that sampled, tilted by a rising function of the reward; the model's own denoising
-    loss on it moves the model there. Accepted pictures of earlier updates may stay in a buffer."""
+    loss on it moves the model there. Accepted pictures of earlier updates may stay in a buffer.
+
+    The loss is that of the network without guidance. With it, no noise level has an output that is both what
+    the sampler needs and a mean of pictures, so plain regression undoes the guidance, and the model with it.
+    """
 
     name = "graft"
     summary = "trains on the best of the model's own pictures, as on any data (GRAFT)"
-    when = "to compare with the paper; set method.train_guided=true and method.buffer=64"
+    when = "many pictures and few updates: nothing is pushed away"
 
     def __init__(self, problem: Problem, options: MethodConfig):
         super().__init__(problem, options)

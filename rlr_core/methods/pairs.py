@@ -52,16 +52,17 @@ def save_pairs(path: str | Path, preferred: Tensor, rejected: Tensor, prompts: S
 
 def load_pairs(path: str | Path) -> Pairs:
     """Read a file of preferences. Raises UserError where it is none."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = Path(path).expanduser()
     try:
         with safe_open(path, "pt") as file:
             prompts = json.loads((file.metadata() or {}).get("prompts", "[]"))
             preferred, rejected = file.get_tensor("preferred"), file.get_tensor("rejected")
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # safetensors raises what it likes for a damaged header
+        reason = " ".join(f"{error}".split())[:200]
         raise UserError(
-            f"{str(path)!r} is no file of preferences: {error}; collect the pairs anew."
+            f"{str(path)!r} is no file of preferences: {reason}; collect the pairs anew."
         ) from error
     fits = preferred.ndim == 4 and preferred.shape == rejected.shape and preferred.shape[1] == 3
     if not fits or preferred.dtype != torch.uint8 or rejected.dtype != torch.uint8 or not len(preferred):
@@ -69,6 +70,10 @@ def load_pairs(path: str | Path) -> Pairs:
             f"{str(path)!r} holds pictures of {list(preferred.shape)} and {list(rejected.shape)}; "
             f"preferences are two tensors of 8-bit pictures, [N, 3, H, W] each."
         )
-    if len(prompts) != len(preferred) or not all(isinstance(prompt, str) for prompt in prompts):
+    if (
+        not isinstance(prompts, list)
+        or len(prompts) != len(preferred)
+        or not all(isinstance(prompt, str) for prompt in prompts)
+    ):
         raise UserError(f"{str(path)!r} has {len(prompts)} prompts for {len(preferred)} pairs.")
     return Pairs(preferred, rejected, prompts)

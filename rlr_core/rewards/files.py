@@ -117,12 +117,11 @@ def read_tensors(path: Path, needed: WeightFile) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path, needed: WeightFile) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, ValueError) as error:
+    except Exception as error:  # safetensors raises what it likes for a damaged header
         raise UserError(f"{path} is truncated or not a .safetensors file. {needed.advice()}") from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 class Event:
     """Something that happened in a run.
 
-    kind: start (data: steps, first_step), progress (phase: rollout, reward, backward or evaluation; done,
+    kind: start (data: steps, first_step), progress (phase: a key of PHASES; done,
     total), update (the row of metrics.jsonl), samples (step, images [N, 3, H, W] in [0, 1], prompts),
     warning (message), saved (step, path), done (step, reason).
     """
@@ -21,6 +21,7 @@ class Event:
 
 
 PHASES = {
+    "prompts": "encoding prompts",
     "rollout": "sampling",
     "reward": "scoring",
     "backward": "learning",

@@ -13,7 +13,7 @@ from rlr_core.training import checkpoint, export
 from rlr_core.training.checkpoint import Counters
 from rlr_core.training.events import Event, OnEvent
 from rlr_core.training.metrics import peak_bytes
-from rlr_core.training.run_folder import RunFolder
+from rlr_core.training.run_folder import STATE, RunFolder
 from rlr_core.training.setup import Parts
 from rlr_core.training.trackers import make_tracker
 
@@ -61,7 +61,7 @@ class Journal:
             folder = self.folder or RunFolder(Path(parts.config.out).expanduser(), parts.config)
             state = folder.load_state()
             if state is not None:
-                counters = checkpoint.restore(parts, state, str(folder.path))
+                counters = checkpoint.restore(parts, state, folder.path / STATE)
             if self.folder is not None:
                 self.folder.truncate_metrics(counters.step if state is not None else -1)
         self._settled = checkpoint.gather(parts, counters)
@@ -96,6 +96,8 @@ class Journal:
         """Nothing more is written."""
         if self.tracker is not None:
             self.tracker.close()
+        if self.folder is not None:
+            self.folder.close()
 
     def save(self) -> None:
         """Write the state of the last whole update."""

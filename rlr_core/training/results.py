@@ -117,4 +117,5 @@ def _end(folder: Path) -> tuple[str, int]:
 
     path = folder / LORA
     metadata = read_header(path).metadata if path.is_file() else {}
-    return metadata.get("rlr_reason", ""), int(metadata.get("rlr_steps", 0))
+    steps = metadata.get("rlr_steps", "")
+    return metadata.get("rlr_reason", ""), int(steps) if steps.isascii() and steps.isdigit() else 0

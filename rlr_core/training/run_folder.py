@@ -5,6 +5,7 @@
     samples/              held-out pictures on the way: step_000010.png
     state/                all it takes to go on exactly: state.safetensors
     lora.safetensors, reward.png, before_after.png
+    .lock, .owner         who writes here (run_lock.py)
 
 Every file but metrics.jsonl is replaced in one go: written beside itself, flushed to the disk, renamed.
 metrics.jsonl grows a flushed line at a time; a torn last line is ignored.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from rlr_core.common.atomic import TEMPORARY, disk, remove_temporaries, replacing
 from rlr_core.config import TrainConfig, load_config, save_config, state_differences
 from rlr_core.errors import UserError
+from rlr_core.training.run_lock import LOCK, OWNER, RunLock
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,17 +42,28 @@ class RunFolder:
         """Use `create`, `resume` or `open`."""
         self.path = path
         self.config = config
+        self._lock: RunLock | None = None
 
     @classmethod
     def create(cls, path: str | Path, config: TrainConfig) -> RunFolder:
-        """A new run folder that holds the config. Raises UserError where there already is something."""
+        """A new run folder that holds the config, locked until `close`.
+
+        Raises UserError where there already is something, or somebody who writes.
+        """
         path = Path(path).expanduser()
         require_free(path)
         with disk(path):
             path.mkdir(parents=True, exist_ok=True)
-            remove_temporaries(path, path / "state", path / "samples")
         folder = cls(path, config)
-        folder.write_text(CONFIG, save_config(config))
+        folder._take()
+        try:
+            require_free(path)  # once more: another run may have begun here meanwhile
+            with disk(path):
+                remove_temporaries(path, path / "state", path / "samples")
+            folder.write_text(CONFIG, save_config(config))
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @classmethod
@@ -60,31 +73,47 @@ class RunFolder:
         For whoever goes on writing; to look into a live run use `load_config` and `read_metrics`.
         """
         path = Path(path).expanduser()
-        if not path.is_dir():
-            raise UserError(f"There is no run folder {str(path)!r}.")
-        if not (path / CONFIG).is_file():
-            raise UserError(f"{str(path)!r} is not a run folder: it holds no {CONFIG}.")
+        require_run(path)
         with disk(path):
             remove_temporaries(path, path / "state", path / "samples")
         return cls(path, load_config(path / CONFIG))
 
     @classmethod
     def resume(cls, path: str | Path, config: TrainConfig) -> RunFolder:
-        """An existing run folder that goes on under `config`, which replaces the one it holds.
+        """An existing run folder that goes on under `config`, which replaces the one it holds; locked.
 
-        Raises UserError where the two differ in a setting that the saved state depends on.
+        Raises UserError where the two differ in a setting that the saved state depends on, or where
+        somebody else writes.
         """
-        folder = cls.open(path)
-        differences = state_differences(config, folder.config)
-        if differences:
-            raise UserError(
-                f"{str(folder.path)!r} was run with other settings: {', '.join(differences)}. "
-                "Resume with the folder's own, or start anew with another --out."
-            )
-        if save_config(config) != save_config(folder.config):
-            folder.config = config
-            folder.write_text(CONFIG, save_config(config))
+        path = Path(path).expanduser()
+        require_run(path)
+        folder = cls(path, config)
+        folder._take()
+        try:
+            theirs = cls.open(path).config
+            differences = state_differences(config, theirs)
+            if differences:
+                raise UserError(
+                    f"{str(path)!r} was run with other settings: {', '.join(differences)}. "
+                    "Resume with the folder's own, or start anew with another --out."
+                )
+            if save_config(config) != save_config(theirs):
+                folder.write_text(CONFIG, save_config(config))
+        except BaseException:
+            folder.close()
+            raise
         return folder
+
+    def close(self) -> None:
+        """Let others write here."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _take(self) -> None:
+        self._lock = RunLock(self.path)
+        with disk(self.path):
+            self._lock.acquire()
 
     # --- metrics ---
 
@@ -125,7 +154,7 @@ class RunFolder:
 
     def load_state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors (on the CPU) and values saved last, or None. Raises UserError if the file is damaged."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         path = self.path / STATE
         if not path.exists():
@@ -134,10 +163,10 @@ class RunFolder:
             with safe_open(path, framework="pt") as file:
                 values = json.loads(file.metadata()["values"])
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"The state {str(path)!r} is damaged ({error}). Delete it to run again from the beginning."
-            ) from error
+            if not isinstance(values, dict):
+                raise ValueError("its values are no mapping")
+        except Exception as error:  # safetensors raises what it likes for a damaged header
+            raise damaged_state(path, error) from error
         return tensors, values
 
     # --- pictures and other files ---
@@ -176,7 +205,15 @@ class RunFolder:
         return self.path / name
 
     def replacing(self, name: str) -> AbstractContextManager[Path]:
-        """A temporary path to write `name` to; on leaving it takes the name's place, whole, or not at all."""
+        """A temporary path to write `name` to; on leaving it takes the name's place, whole, or not at all.
+
+        Raises UserError where the run folder is not there any more.
+        """
+        if not self.path.is_dir():
+            raise UserError(
+                f"The run folder {str(self.path)!r} was removed or moved while its run was writing; what had "
+                "not been written is lost."
+            )
         return replacing(self.path / name, self.way_out())
 
     def way_out(self) -> str:
@@ -184,6 +221,22 @@ class RunFolder:
         if (self.path / STATE).exists():
             return f"The last saved state is whole: make room and go on with --resume {self.path}."
         return "No state had been saved yet: make room and start again."
+
+
+def damaged_state(path: Path, error: Exception) -> UserError:
+    """What to say of a state that cannot be put back."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return UserError(
+        f"The state {str(path)!r} is damaged ({reason}). Delete it to run again from the beginning."
+    )
+
+
+def require_run(path: Path) -> None:
+    """Raise UserError where `path` is not a run folder."""
+    if not path.is_dir():
+        raise UserError(f"There is no run folder {str(path)!r}.")
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{str(path)!r} is not a run folder: it holds no {CONFIG}.")
 
 
 def require_free(path: str | Path) -> None:
@@ -198,7 +251,8 @@ def require_free(path: str | Path) -> None:
             raise UserError(
                 f"{str(path)!r} already holds a run: go on with --resume {path}, or choose another --out."
             )
-        if any(not child.name.startswith(TEMPORARY) for child in path.iterdir()):
+        left_behind = (TEMPORARY, LOCK, OWNER)  # by a run that was killed before it had written anything
+        if any(not child.name.startswith(left_behind) for child in path.iterdir()):
             raise UserError(f"{str(path)!r} exists and is not empty: choose another --out.")
 
 
@@ -210,9 +264,9 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         return []
     rows = []
     for line in data.split(b"\n"):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and "step" in row:
+            if isinstance(row, dict) and type(row.get("step")) is int:
                 rows.append(row)
     return rows
 

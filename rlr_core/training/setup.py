@@ -83,7 +83,14 @@ def build(
     adapter = _adapter(model, config)
     try:
         model.gradient_checkpointing(config.gradient_checkpointing)
-        book, training, held_out = _prompts(config, model, reward, judge)  # encoded as the adapter wants them
+
+        def encoding(done: int, total: int) -> None:
+            interrupts.check()
+            on_phase("prompts", done, total)
+
+        book, training, held_out = _prompts(
+            config, model, reward, judge, encoding
+        )  # with the adapter in place
         batches = Batches(book, training, config.batch, config.samples_per_prompt, config.seed, latent_shape)
         scorer = Scorer(
             model,
@@ -190,14 +197,19 @@ def _plain(value: Any) -> bool:
 
 
 def _prompts(
-    config: TrainConfig, model: DiffusionModel, reward: Reward, judge: Reward | None
+    config: TrainConfig,
+    model: DiffusionModel,
+    reward: Reward,
+    judge: Reward | None,
+    on_progress: Callable[[int, int], None],
 ) -> tuple[PromptBook, list[int], list[int]]:
     """One book of all prompts, the numbers of those to train on, and of those held out."""
     sampler = config.sampler
     training = read_prompts(config.prompts)
     held_out = read_prompts(config.evaluation.prompts) if config.evaluation.prompts else training
     every: list[Prompt] = list(dict.fromkeys([*training, *held_out]))
-    book = PromptBook(model, every, sampler.negative_prompt, sampler.stage_boundaries)
+    negative, boundaries = sampler.negative_prompt, sampler.stage_boundaries
+    book = PromptBook(model, every, negative, boundaries, on_progress=on_progress)
     model.release_text_encoders()
     for scorer in (reward, judge):
         if scorer is not None:

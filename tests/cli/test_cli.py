@@ -124,6 +124,7 @@ def test_train_leaves_a_run_folder_and_says_what_it_did(rlr, here, tiny_sd_folde
     assert "update 3/3" in err and "evaluations/s" in err
 
 
+@pytest.mark.slow
 def test_the_config_that_ran_runs_again_as_it_is(rlr, run_folder, here):
     code, *_ = rlr("train", "run/config.yaml", "out=again")
     assert code == 0
@@ -237,6 +238,7 @@ def test_sample_writes_every_prompt_with_every_seed_and_a_grid(rlr, here, tiny_s
         assert picture.size == (2 * 132 + 4, 3 * 132 + 4)  # a row a prompt, a column a seed
 
 
+@pytest.mark.slow
 def test_a_sampled_picture_does_not_depend_on_its_batch_and_a_lora_changes_it(
     rlr, run_folder, here, tiny_sd_folder
 ):

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,47 +50,49 @@ def main() -> None:
         worker(mode, name, Path(out), options.cpu)
         return
     chosen = options.only or [*GRADIENTS, *COSTS]
-    good = gradients([name for name in GRADIENTS if name in chosen], options.cpu)
-    costs([name for name in COSTS if name in chosen], options.cpu)
-    sys.exit(0 if good else 1)
+    compared = table(
+        ["gradient against full load", *(mode for mode in MODES if mode != "full")],
+        [name for name in GRADIENTS if name in chosen],
+        functools.partial(gradients, cpu=options.cpu),
+    )
+    table(
+        ["update", "parameters", "seconds", "peak GiB", "weights"],
+        [name for name in COSTS if name in chosen],
+        functools.partial(costs, cpu=options.cpu),
+    )
+    sys.exit(1 if any("OFF" in cell for cells in compared for cell in cells) else 0)
 
 
-def gradients(names: list[str], cpu: bool) -> bool:
-    """The first table; whether every gradient agrees."""
+def table(head: list[str], names: list[str], measured: Callable[[str, Path], list[str]]) -> list[list[str]]:
+    """Print a table with a row for each name, as soon as it is measured; its cells."""
+    print("| " + " | ".join(head) + " |\n|" + "-|" * len(head))
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            rows.append(measured(name, Path(scratch)))
+            print(f"| {name} | " + " | ".join(rows[-1]) + " |", flush=True)
+    return rows
+
+
+def gradients(name: str, scratch: Path, cpu: bool) -> list[str]:
+    """How far a model's gradient in every other mode is off that at full load."""
     from safetensors.torch import load_file
 
-    tolerance, good = TOLERANCE["cpu" if cpu else "cuda"], True
-    print("| gradient against full load | " + " | ".join(mode for mode in MODES if mode != "full") + " |")
-    print("|-|" + "-|" * (len(MODES) - 1))
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in names:
-            files = {mode: run(mode, name, Path(scratch) / f"{name}-{mode}", cpu) for mode in MODES}
-            reference = load_file(files["full"])
-            cells = []
-            for mode in MODES:
-                if mode == "full":
-                    continue
-                found = load_file(files[mode])
-                pairs = [(found[key].double(), value.double()) for key, value in reference.items()]
-                whole = sum(float(value.square().sum()) for _, value in pairs)
-                error = (sum(float((f - value).square().sum()) for f, value in pairs) / whole) ** 0.5
-                good = good and error < tolerance
-                cells.append(f"{error:.1e}{'' if error < tolerance else ' OFF'}")
-            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-    return good
+    tolerance, cells = TOLERANCE["cpu" if cpu else "cuda"], []
+    found = {mode: load_file(run(mode, name, scratch / f"{name}-{mode}", cpu)) for mode in MODES}
+    whole = sum(float(value.double().square().sum()) for value in found["full"].values())
+    for mode in [mode for mode in MODES if mode != "full"]:
+        pairs = [(found[mode][key].double(), value.double()) for key, value in found["full"].items()]
+        error = (sum(float((other - value).square().sum()) for other, value in pairs) / whole) ** 0.5
+        cells.append(f"{error:.1e}{'' if error < tolerance else ' OFF'}")
+    return cells
 
 
-def costs(names: list[str], cpu: bool) -> None:
-    """The second table."""
-    print("| update | parameters | seconds | peak GiB | weights |\n|-|-|-|-|-|")
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in names:
-            found = json.loads(run("default", name, Path(scratch) / name, cpu).read_text())
-            print(
-                f"| {name} | {found['parameters'] / 1e9:.2f} B | {found['seconds']:.1f} | "
-                f"{found['peak'] / 2**30:.1f} | {found['dtype']} |",
-                flush=True,
-            )
+def costs(name: str, scratch: Path, cpu: bool) -> list[str]:
+    """What an update of a model of its own size costs."""
+    found = json.loads(run("default", name, scratch / name, cpu).read_text())
+    size, peak = f"{found['parameters'] / 1e9:.2f} B", f"{found['peak'] / 2**30:.1f}"
+    return [size, f"{found['seconds']:.1f}", peak, found["dtype"]]
 
 
 def run(mode: str, name: str, out: Path, cpu: bool) -> Path:

@@ -162,9 +162,10 @@ NATIVE_FILES = {
 }
 NATIVE_REMARKS = {
     "rlr-sdxl": "Pictures of 1024 x 1024; with *gradient_checkpointing* and *micro_batch* 1 as here.",
-    "rlr-z-image-turbo": "A turbo model: 8 steps, *guidance* 1. RLR From ComfyUI knows it by its name.",
+    "rlr-z-image-turbo": "A turbo model, as its file's name says: left at 0, *sampler_steps* is 8 and "
+    "*guidance* 1.",
     "rlr-qwen-image": "The fp8 file is trained as it is; what does not fit on the GPU stays in RAM.",
-    "rlr-flux2-klein": "The distilled 4B model: 4 steps, *guidance* 1.",
+    "rlr-flux2-klein": "The distilled 4B model: 4 steps; *guidance* left at 0 is 1.",
     "rlr-wan-video": "17 frames of 832 x 480. The reward sees frames; results are saved as animations.",
 }
 

@@ -25,7 +25,9 @@ from browser import (
 )
 from comfy_process import ROOT, comfyui
 from comfy_server import PACK, ComfyServer
-from test_server import SHORT, WORKFLOWS, base, golden, on_tiny_models  # noqa: F401 - base is a fixture
+from make_workflows import touch_models
+from test_server import SHORT, WORKFLOWS, golden
+from test_server import base as files  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.browser
 
@@ -44,6 +46,8 @@ STATES = """async () => {
   const { runs } = await (await fetch("/rlr/runs")).json();
   return [(window.app.rootGraph ?? window.app.graph).id, runs.map((r) => [r.workflow, r.node, r.state])];
 }"""
+WARNINGS = """() => [...document.querySelectorAll(
+  ".p-toast-message-warn, .p-toast-message-error, .p-dialog, [role=alertdialog]")].map((e) => e.innerText)"""
 PREVIEWS = """() => document.querySelectorAll(".lg-node img[src^='blob:']").length"""
 REWARDS = """() => {
   for (const node of window.app.graph.nodes)
@@ -68,10 +72,17 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="module")
+def base(files):  # noqa: F811
+    """A base directory with an empty file, too, for every name of the native workflows' loaders."""
+    touch_models(files)
+    return files
+
+
 @pytest.fixture(
     scope="module", params=FRONT_ENDS, ids=lambda path: Path(path).parts[-3] if "/" in path else path
 )
-def server(request, base):  # noqa: F811
+def server(request, base):
     if chromium() is None or importlib.util.find_spec("playwright") is None:
         pytest.skip("needs chromium (apt-get install chromium) and playwright (pip install playwright)")
     options = () if request.param == "own" else ("--front-end-root", request.param)
@@ -128,6 +139,7 @@ def finished_view(page) -> dict:
 def test_a_workflow_loads_without_errors_and_says_what_the_golden_file_says(page, name):
     load(page, workflow(name), name)
     assert nodes_with_errors(page) == []
+    assert page.evaluate(WARNINGS) == []
     assert as_prompt(page) == golden(name)
     picture(page, name)
 

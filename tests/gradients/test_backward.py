@@ -7,8 +7,6 @@ import gc
 import pytest
 import torch
 from adapters import attach
-from marks import quick
-from tiny_models import TINY
 
 from rlr_core.config import MethodConfig, SamplerConfig
 from rlr_core.config.prompts import Prompt
@@ -224,7 +222,7 @@ def update_peak(model, steps, options):
     return watch.peak
 
 
-@pytest.mark.parametrize("tiny_model", quick(TINY, "tiny-flow"), indirect=True)
+@pytest.mark.slow
 def test_memory_of_an_update_grows_with_neither_steps_nor_depth_nor_window(tiny_model):
     full = MethodConfig("full")
     base = update_peak(tiny_model, 4, full)

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lessons import Workbench
+from marks import quick
+from tiny_models import TINY
 
 from rlr_core.config import MethodConfig
 from rlr_core.diffusion.losses import Slopes
@@ -65,6 +67,7 @@ def test_accepted_follow_the_tilted_law(options):
     assert not found[truth == 0].any()
 
 
+@pytest.mark.slow
 def test_fixed_point_of_dpo_is_the_rewards_tilt():
     """Preferences drawn as Bradley-Terry of r: at the fixed point, minus the loss less the base's loss is
     2 r / beta and a constant: the base's law times exp(r / beta), where -loss / 2 stands for log p."""
@@ -94,6 +97,7 @@ def test_pairs_are_the_best_and_the_worst_of_each_prompt():
     assert best_and_worst(rewards, groups).tolist() == [[1, 0], [6, 5]]
 
 
+@pytest.mark.parametrize("tiny_model", quick(TINY, "tiny-flow"), indirect=True)
 def test_d3po_is_the_gradient_of_its_loss(tiny_model):
     bench = Workbench(tiny_model, eta=1.0, micro_batch=3)
     method = bench.method("d3po", d3po_beta=0.02)
@@ -123,10 +127,11 @@ def test_d3po_is_the_gradient_of_its_loss(tiny_model):
         assert torch.allclose(found, -expected, atol=2e-4 * float(size))
 
 
+@pytest.mark.parametrize("tiny_model", quick(TINY, "tiny-flow"), indirect=True)
 @pytest.mark.parametrize("at, step", [(0.25, 2), (0.5, 3), (0.75, 5), (0.0, 1), (1.0, 5)])
 def test_p_graft_trains_and_uses_the_adapter_above_its_state_only(tiny_model, at, step):
     bench = Workbench(tiny_model, steps=6)
-    method = bench.method("p_graft", accept_at=at)
+    method = bench.method("p_graft", accept_at=at, sample_from="current", buffer=0)
     assert method.state_step == step
     batch, everyone = bench.batch([0, 0, 1, 1]), torch.arange(4)
     samples = method.collect(batch, 0)
@@ -159,7 +164,7 @@ def test_graft_can_sample_from_the_base_model(tiny_model):
     bench = Workbench(tiny_model)
     samples = bench.method("graft", sample_from="base").collect(bench.batch([0, 0]), 0)
     with bench.adapter.disabled():
-        truth = bench.method("graft").collect(bench.batch([0, 0]), 0)
+        truth = bench.method("graft", sample_from="current").collect(bench.batch([0, 0]), 0)
     assert torch.equal(samples.latents, truth.latents)
 
 

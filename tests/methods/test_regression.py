@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lessons import Workbench
+from marks import quick
+from tiny_models import TINY
 
 from rlr_core.diffusion import losses
 from rlr_core.errors import UserError
@@ -151,7 +153,8 @@ def test_reward_weighted_is_the_gradient_of_its_loss(tiny_model):
 @pytest.mark.parametrize("guided", [False, True])
 def test_graft_is_the_gradient_of_the_denoising_loss_on_the_accepted(tiny_model, guided):
     bench = Workbench(tiny_model)
-    method = bench.method("graft", train_guided=guided, accept="top_k", accept_count=3, **ONE_LEVEL)
+    options = {"train_guided": guided, "accept": "top_k", "accept_count": 3, "buffer": 0}
+    method = bench.method("graft", **options, **ONE_LEVEL)
     samples, rewards, _ = moved(bench, method)
     rows = sorted(rewards.argsort(descending=True)[:3].tolist())
     check(bench, method, samples, lambda p: p.error(p.v).mean(), rows)
@@ -204,6 +207,7 @@ def test_nft_is_advantage_weighted_regression_where_nothing_has_moved(tiny_model
         assert torch.allclose(found, -expected, atol=1e-5 + 1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("tiny_model", quick(TINY, "tiny-flow"), indirect=True)
 @pytest.mark.parametrize("name", ["nft", "awm", "dpo", "graft", "p_graft", "reward_weighted", "d3po"])
 def test_micro_batches_do_not_change_the_gradient(name, tiny_model):
     found = []

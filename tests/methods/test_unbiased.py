@@ -77,6 +77,7 @@ def test_rlr_is_unbiased_for_every_remainder(remainder, chain):
     assert largest_z(chain, MethodConfig("rlr", remainder=remainder, perturbations=8)) < HONEST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 2, 3, 4])
 def test_rlr_is_unbiased_for_every_window(window):
     method = MethodConfig("rlr", window=window, remainder="likelihood_ratio")

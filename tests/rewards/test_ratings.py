@@ -301,6 +301,7 @@ except Pending as pending:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_at", [1, 2, 3])  # before a picture, between two, before the prompts
 def test_a_kill_while_asking_loses_nothing(tmp_path, kill_at):
     """The next process completes the round, a later one finds the answers; no torn file is left behind."""

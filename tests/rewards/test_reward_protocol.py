@@ -109,6 +109,7 @@ def test_importing_the_rewards_imports_nothing_heavy():
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_reward_without_weights_needs_no_reward_library():
     heavy = ("open_clip", "timm", "transformers", "torchvision")
     code = (

@@ -30,7 +30,9 @@ LONGER = {"steps": 24, "batch": 16, "micro_batch": 16, "evaluation": {"samples":
 
 @pytest.mark.parametrize(
     "method",
-    quick(["adaptive", "full", "truncated", "likelihood_ratio", "ddpo", "rlr", "zeroth_order"], "adaptive"),
+    quick(
+        ["adaptive", "full", "truncated", "likelihood_ratio", "ddpo", "rlr", "zeroth_order"], "zeroth_order"
+    ),
 )
 def test_every_method_raises_the_reward(method, tmp_path):
     settings = {"name": method, "remainder": "likelihood_ratio", "perturbations": 4, "perturbation": 0.05}
@@ -67,7 +69,8 @@ def trained_sd(folder, out, **changes):
     return model, train(model, redness, config)
 
 
-@pytest.mark.parametrize("method", quick(["adaptive", "ddpo", "rlr", "zeroth_order"], "zeroth_order"))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["adaptive", "ddpo", "rlr", "zeroth_order"])
 def test_a_run_trains_the_text_encoder_if_asked(method, tiny_sd_folder, tmp_path):
     settings = {"steps": 2, "method": {"name": method}}
     _, plain = trained_sd(tiny_sd_folder, tmp_path / "plain", **settings)

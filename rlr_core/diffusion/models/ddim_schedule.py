@@ -44,7 +44,8 @@ def _ddim(config: dict[str, Any]) -> DDIMScheduler:
     """diffusers' own DDIM scheduler for any scheduler's config: it knows every default and every table."""
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+    scheduler: Any = DDIMScheduler.from_config(config, clip_sample=False, thresholding=False)
+    return scheduler
 
 
 def _levels(scheduler: DDIMScheduler, steps: int) -> list[tuple[int, float, float]]:

@@ -119,7 +119,6 @@ def load_clip(folder: Path, dtype: torch.dtype, projection: bool = False) -> nn.
 
     projection: with the projection of its pooled output.
     """
-    from safetensors.torch import load_file
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     files, _ = weights_of(folder)
@@ -128,7 +127,7 @@ def load_clip(folder: Path, dtype: torch.dtype, projection: bool = False) -> nn.
         kind = CLIPTextModelWithProjection if projection else CLIPTextModel
         if (module := outline(lambda: kind(config), dtype)) is not None:
             return module
-        tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        tensors = {name: tensor for file in files for name, tensor in weight_files.read_tensors(file).items()}
         module, missing, _ = clip_text_encoder(tensors, config, dtype, projection)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error

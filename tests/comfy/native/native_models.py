@@ -160,24 +160,27 @@ def picture_vae(channels: int, real: bool = False) -> Any:
     return _vae(AutoencoderKL(embed_dim=channels, ddconfig=_ddconfig(channels)), 2, 2, channels)
 
 
-def video_vae(channels: int = 16, real: bool = False) -> Any:
+def video_vae(channels: int = 16, real: bool = False, newer: bool = False) -> Any:
     """A Wan VAE: pictures eight times the latent's size, four frames a latent frame after the first.
 
-    real: that of Wan 2.2, sixteen times, in bf16.
+    newer: that of Wan 2.2, sixteen times; real: the same in its own size, in bf16.
     """
-    if real:
+    if real or newer:
         from comfy.ldm.wan import vae2_2
 
+        small = {} if real else {"dec_dim": 16}
         network = vae2_2.WanVAE(
-            dim=160,
+            dim=160 if real else 16,
             z_dim=channels,
-            dim_mult=[1, 2, 4, 4],
-            num_res_blocks=2,
+            dim_mult=[1, 2, 4, 4] if real else [1, 1, 1, 1],
+            num_res_blocks=2 if real else 1,
             attn_scales=[],
             temperal_downsample=[False, True, True],
             dropout=0.0,
+            **small,
         )
-        return _vae(network, 3, (lambda frames: max(0, frames * 4 - 3), 16, 16), channels, torch.bfloat16)
+        dtype = torch.bfloat16 if real else torch.float32
+        return _vae(network, 3, (lambda frames: max(0, frames * 4 - 3), 16, 16), channels, dtype)
     from comfy.ldm.wan.vae import WanVAE
 
     wan = WanVAE(
@@ -190,6 +193,15 @@ def video_vae(channels: int = 16, real: bool = False) -> Any:
         dropout=0.0,
     )
     return _vae(wan, 3, (lambda frames: max(0, frames * 4 - 3), 8, 8), channels)
+
+
+def hunyuan_video_vae(channels: int = 16) -> Any:
+    """A HunyuanVideo VAE: pictures twice the latent's size, two frames a latent frame after the first."""
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    settings = _ddconfig(channels) | {"conv3d": True, "time_compress": 2}
+    network = AutoencoderKL(embed_dim=channels, ddconfig=settings)
+    return _vae(network, 3, (lambda frames: max(0, frames * 2 - 1), 2, 2), channels)
 
 
 def latent(*shape: int) -> dict[str, Any]:

@@ -69,17 +69,22 @@ def test_training_gives_every_output_and_a_model_to_sample_with(run, from_comfy,
     assert torch.equal(sampled[0], sampled[2]) and not torch.equal(sampled[0], sampled[1])
 
 
-def test_a_finished_run_returns_at_once_and_another_model_is_another_run(
+def test_a_finished_run_returns_without_loading_anything_and_another_model_is_another_run(
     run, from_comfy, around, monkeypatch
 ):
     first = run("RLR_Train", run_name="native-again", model=from_comfy("flux"), **around, **TRAIN)
 
     def refuse(*arguments, **keywords):
-        raise AssertionError("a finished run was trained again")
+        raise AssertionError("a finished run was trained or loaded again")
 
+    again = build("flux")
+    again.clip.encode_from_tokens_scheduled = refuse
     with monkeypatch.context() as patched:
         patched.setattr("rlr_core.training.trainer.train", refuse)
-        second = run("RLR_Train", run_name="native-again", model=from_comfy("flux"), **around, **TRAIN)
+        patched.setattr("rlr_core.rewards.load_reward", refuse)
+        patched.setattr("comfy.model_management.load_models_gpu", refuse)
+        patched.setattr(type(again.model), "patch_model", refuse)
+        second = run("RLR_Train", run_name="native-again", model=from_comfy("flux", again), **around, **TRAIN)
     assert second[4] == first[4]
     other = build("flux")
     with torch.inference_mode():
@@ -129,36 +134,6 @@ def test_what_cannot_be_trained_is_refused_in_the_node(run, from_comfy):
         from_comfy("flux", sockets)
     with pytest.raises(Exception, match="'vae'"):
         run("RLR_FromComfy", model=sockets.model, clip=sockets.clip, vae=None, latent=sockets.latent)
-
-
-def test_distilled_models_are_known_by_their_files_names(pack, from_comfy):
-    module = importlib.import_module(pack["RLR_FromComfy"].__module__)
-    prompt = {
-        "9": {"inputs": {"model": ["7", 0], "clip": ["8", 0]}},
-        "7": {"inputs": {"model": ["5", 0], "lora_name": "other.safetensors", "strength_model": 1.0}},
-        "5": {"inputs": {"unet_name": "sub/z_image_turbo_bf16.safetensors", "weight_dtype": "default"}},
-    }
-    assert module.weights_file(prompt, "9") == "z_image_turbo_bf16"
-    assert module.weights_file({}, "9") is None
-    for name in ("z_image_turbo_bf16", "flux1-schnell", "sdxl_lightning_4step", "Qwen-Image-Lightning"):
-        assert module.DISTILLED.search(name), name
-    for name in ("sd_xl_base_1.0", "qwen_image_fp8", "wan2.1_t2v_1.3B", "flux1-dev", "z_image_bf16"):
-        assert not module.DISTILLED.search(name), name
-    assert from_comfy("flux").guidance_kind == "embedded" and from_comfy("sdxl").guidance_kind == "cfg"
-    assert from_comfy("sdxl", guidance_kind="none (distilled)").guidance_kind == "none"
-
-
-def test_cfg_on_a_distilled_model_is_not_used_and_said(run, from_comfy, around, monkeypatch):
-    from comfy_process import MODULE
-
-    host = importlib.import_module(f"{MODULE}.nodes.host")
-    said = []
-    monkeypatch.setattr(host, "log", said.append)
-    model = from_comfy("sdxl", guidance_kind="none (distilled)")
-    lora, *_ = run("RLR_Train", run_name="native-turbo", model=model, **around, **TRAIN | {"guidance": 5.0})
-    assert any("distilled" in line and "5" in line for line in said)
-    without = run("RLR_Train", run_name="native-plain", model=model, **around, **TRAIN | {"guidance": 1.0})[0]
-    assert all(torch.equal(without[key], lora[key]) for key in without)
 
 
 def test_a_videos_run_leaves_animations_that_the_live_view_plays(run, from_comfy, around):

@@ -29,6 +29,11 @@ TRAIN = {
     "run_name": "native",
 }
 
+SOMETHING_ELSE = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+    "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+}
+
 
 def graph() -> dict:
     """Loaders and an empty latent -> RLR From ComfyUI -> RLR Train -> KSampler, and what goes with it."""
@@ -150,6 +155,24 @@ def test_a_stock_graph_is_trained_and_its_lora_loaded_by_the_stock_loader(server
     assert abs(patched - loaded).max() <= 1
     assert abs(patched - plain).max() > 1
     assert "lora key not loaded" not in server.text() and "NOT LOADED" not in server.text()
+
+
+def test_a_finished_run_is_returned_without_its_model_being_loaded(server, base):
+    """Nothing is cached, and nobody else asks for the model: its files are opened, and that is all."""
+    server.run(graph())
+    alone = graph()
+    for gone in ("9", "10", "11", "12"):
+        del alone[gone]
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    server.run(SOMETHING_ELSE)  # what was asked for is freed after it at the latest
+    before, started = len(server.text()), time.monotonic()
+    entry = server.wait(server.queue(alone))
+    print(f"a finished run: {time.monotonic() - started:.1f} s")
+    messages = dict(entry["status"]["messages"])
+    assert "execution_success" in messages and not messages["execution_cached"]["nodes"]
+    assert entry["outputs"]["8"]["rlr"][0]["state"] == "finished"
+    assert "Requested to load" in server.text()[:before]
+    assert "Requested to load" not in server.text()[before:]
 
 
 def test_cancelled_ten_times_it_ends_like_an_uncancelled_run(server, base):
