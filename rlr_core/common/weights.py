@@ -91,7 +91,9 @@ def _read_header(path: Path, size: int, _changed: int) -> Header:
             raise UserError(f"{path} is not a .safetensors file.")
         raw = file.read(length)
     if len(raw) < length:
-        raise UserError(f"{path} is cut off: it has {size:,} bytes, its header alone {length:,}.")
+        raise UserError(
+            f"{path} is cut off: it has {size:,} bytes, its header alone {length:,}; download it again."
+        )
     try:
         entries = json.loads(raw)
         metadata = entries.pop("__metadata__", {})

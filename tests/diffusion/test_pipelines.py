@@ -31,7 +31,7 @@ from rlr_core.lora import apply_lora, attach
 from rlr_core.training.trainer import train
 
 
-@pytest.fixture(scope="module", params=BUILDERS)
+@pytest.fixture(scope="module", params=quick(BUILDERS, "stable-diffusion-xl", "flux", "wan"))
 def folder(request, tmp_path_factory):
     return request.param, write_pipeline(request.param, tmp_path_factory.mktemp(request.param))
 

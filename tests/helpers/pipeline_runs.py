@@ -19,12 +19,13 @@ PACKED = ("flux", "qwen-image")
 """Families whose pipeline wants initial noise as tokens."""
 
 
-def diffusers_pipeline(family: str, folder: Any) -> Any:
+def diffusers_pipeline(family: str, folder: Any, **parts: Any) -> Any:
     import diffusers
 
     from rlr_core.diffusion.models.folders import pipeline_class
 
-    pipeline = getattr(diffusers, pipeline_class(folder)).from_pretrained(folder, local_files_only=True)
+    kind = getattr(diffusers, pipeline_class(folder))
+    pipeline = kind.from_pretrained(folder, local_files_only=True, **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -85,7 +85,7 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
     from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 
-    if (folders.index(folder).get("unet") or [None, None])[1] == UNetMotionModel.__name__:
+    if folders.part_class(folder, "unet") == UNetMotionModel.__name__:
         unet: Any = folders.load_network(UNetMotionModel, folder / "unet", dtype)
     else:
         folders.check_parts(folder, ("motion_adapter",), ())

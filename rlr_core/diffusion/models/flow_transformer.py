@@ -153,10 +153,11 @@ class FlowTransformer(DiffusionModel):
             if name in self.optional and not (self.folder / name).is_dir():
                 parts[name] = None
                 continue
-            kind = (self.index.get(name) or [None, None])[1]
-            if kind not in classes:
+            kind = folders.part_class(self.folder, name)
+            if kind is None or kind not in classes:
                 raise UserError(
-                    f"{self.folder / name} is a {kind}, not a {' or '.join(classes)}; copy the folder again."
+                    f"{self.folder / name} is {kind or 'of no known class'}, not {' or '.join(classes)}; copy "
+                    "the folder again."
                 )
             if kind.startswith("CLIP"):
                 projection = kind.endswith("Projection")

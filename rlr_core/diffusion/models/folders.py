@@ -56,6 +56,13 @@ def index(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def part_class(folder: Path, part: str) -> str | None:
+    """The class that model_index.json names for a part; None where it names none."""
+    entry = index(folder).get(part)
+    named = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
+    return entry[1] if named else None
+
+
 def check_parts(folder: Path, networks: Iterable[str], tokenizers: Iterable[str]) -> None:
     """Raise UserError if a part that is needed has no description."""
     needed = dict.fromkeys(networks, "config.json")
@@ -69,7 +76,10 @@ def check_parts(folder: Path, networks: Iterable[str], tokenizers: Iterable[str]
 def scheduler_config(folder: Path) -> dict[str, Any]:
     """The settings in scheduler/scheduler_config.json."""
     try:
-        return json.loads((folder / "scheduler/scheduler_config.json").read_text("utf-8"))
+        config = json.loads((folder / "scheduler/scheduler_config.json").read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no settings")
+        return config
     except (OSError, ValueError) as error:
         raise UserError(f"The scheduler in {folder} cannot be read: {error}") from error
 
