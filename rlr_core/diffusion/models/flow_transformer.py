@@ -156,8 +156,8 @@ class FlowTransformer(DiffusionModel):
             kind = folders.part_class(self.folder, name)
             if kind is None or kind not in classes:
                 raise UserError(
-                    f"{self.folder / name} is {kind or 'of no known class'}, not {' or '.join(classes)}; copy "
-                    "the folder again."
+                    f"{self.folder / name} is {kind or 'of no known class'}, not {' or '.join(classes)}; "
+                    "copy the folder again."
                 )
             if kind.startswith("CLIP"):
                 projection = kind.endswith("Projection")
