@@ -79,6 +79,64 @@ def test_wan_with_its_published_scheduler_gets_even_shifted_levels(tmp_path):
     assert [step.timestep for step in steps] == pytest.approx([1000 * s for s in shifted], rel=1e-5)
 
 
+ORIGINAL_NAMES = (
+    (".attn1.", ".self_attn."), (".attn2.", ".cross_attn."), (".to_q.", ".q."), (".to_k.", ".k."),
+    (".to_v.", ".v."), (".to_out.0.", ".o."), ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2"),
+    (".norm2.", ".norm3."), ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+    ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+    ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+    ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+    ("condition_embedder.time_proj", "time_projection.1"), ("proj_out", "head.head"),
+)  # fmt: skip
+
+
+def in_the_original_layout(folder):
+    """Put the transformer's weights into one file as ComfyUI's users have it."""
+    from safetensors.torch import load, save_file
+
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    tensors = load(file.read_bytes())
+    file.unlink()
+    original = {}
+    for name, tensor in tensors.items():
+        for ours, theirs in ORIGINAL_NAMES:
+            name = name.replace(ours, theirs)
+        table = (
+            "head.modulation"
+            if name == "scale_shift_table"
+            else name.replace("scale_shift_table", "modulation")
+        )
+        original[table] = tensor
+    save_file(original, folder / "transformer/wan2.1_t2v.safetensors")
+    return original, folder / "transformer/wan2.1_t2v.safetensors"
+
+
+def test_a_transformer_file_of_the_original_layout_serves_in_its_folder(tmp_path):
+    from safetensors.torch import save_file
+
+    folder = write_pipeline("wan", tmp_path)
+    before = our_pictures(load_model(folder, device="cpu"))
+    original, file = in_the_original_layout(folder)
+    torch.testing.assert_close(our_pictures(load_model(folder, device="cpu")), before, rtol=0, atol=1e-6)
+    save_file(original | {"one.more": torch.zeros(3)}, file)
+    with pytest.raises(UserError, match="does not fit .*config.json"):
+        load_model(folder, device="cpu")
+    save_file({name: tensor for name, tensor in original.items() if name != "head.head.weight"}, file)
+    with pytest.raises(UserError, match="is incomplete: weights are missing"):
+        load_model(folder, device="cpu")
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in original.items()}, file)
+    with pytest.raises(UserError, match="use it in ComfyUI"):
+        load_model(folder, device="cpu")
+
+
+def test_the_turbo_takes_no_guidance(tmp_path):
+    turbo, base = (
+        load_model(write_pipeline("z-image", tmp_path / name), device="cpu").guidance_kind
+        for name in ("Z-Image-Turbo", "Z-Image")
+    )
+    assert (turbo, base) == ("none", "cfg")
+
+
 def test_wan_with_two_transformers_is_refused(tmp_path):
     folder = write_pipeline("wan", tmp_path)
     change(folder / "model_index.json", boundary_ratio=0.875)
@@ -133,6 +191,25 @@ def test_weights_that_are_cut_off_are_refused_when_the_folder_is_loaded(flux, pa
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="is cut off"):
         load_model(flux, device="cpu")
+
+
+def test_a_model_that_main_memory_cannot_hold_is_refused_with_numbers(flux, monkeypatch):
+    import psutil
+
+    class Memory:
+        available = 100_000
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    with pytest.raises(UserError, match=r"transformer take .* GiB of main memory in float32, and 0.0 GiB are "
+                                        r"free; set dtype to bf16"):  # fmt: skip
+        load_model(flux, device="cpu")
+    with pytest.raises(UserError, match="in bfloat16, and 0.0 GiB are free.$"):
+        load_model(flux, device="cpu", dtype="bf16")
+    Memory.available = 2**30
+    model = load_model(flux, device="cpu")
+    Memory.available = 100
+    with pytest.raises(UserError, match="text_encoder_2 take"):
+        model.encode_prompts(["a"])
 
 
 def test_weights_that_are_missing_are_not_filled_with_noise(flux):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from adapters import fill
@@ -22,6 +25,7 @@ from tiny_pipelines import BUILDERS, write_pipeline
 
 from rlr_core.config import config_from_dict
 from rlr_core.diffusion.conditioning import PromptBook
+from rlr_core.diffusion.models.flow_transformer import FlowTransformer
 from rlr_core.diffusion.models.loading import load_model, recognize
 from rlr_core.diffusion.rollout import rollout
 from rlr_core.errors import UserError
@@ -155,9 +159,14 @@ def prompt(text):
     return Prompt(text, (text,))
 
 
-def test_released_text_encoders_still_encode(model):
+def test_text_encoders_are_dropped_when_released_and_still_encode(model):
     before = model.encode_prompts(list(PROMPTS))
+    held = None
+    if isinstance(model, FlowTransformer):
+        held = weakref.ref(next(part for part in model._text.components.values() if hasattr(part, "forward")))
     model.release_text_encoders()
+    gc.collect()
+    assert held is None or held() is None
     after = model.encode_prompts(list(PROMPTS))
     assert all(torch.equal(before[name], after[name]) for name in before)
 

@@ -93,6 +93,7 @@ class FlowTransformer(DiffusionModel):
         folders.check_parts(path, ("transformer", "vae", *networks), tokenizers)
         for network in networks:
             folders.weights_of(path / network)  # now, not when the prompts' turn comes
+        folders.check_main_memory([path / "transformer"], dtype)
         float32 = cls.float32_vae or device.type == "cpu"
         return cls(
             folder=path,
@@ -149,6 +150,8 @@ class FlowTransformer(DiffusionModel):
         import transformers
 
         parts: dict[str, Any] = {}
+        there = [self.folder / name for name in self.text_encoders if (self.folder / name).is_dir()]
+        folders.check_main_memory(there, self.dtype)
         for name, classes in self.text_encoders.items():
             if name in self.optional and not (self.folder / name).is_dir():
                 parts[name] = None

@@ -18,6 +18,9 @@ from rlr_core.diffusion.models.clip_text_encoder import clip_text_encoder
 from rlr_core.errors import UserError
 
 INDEX = "model_index.json"
+OWN_NAMES = ("diffusion_pytorch_model", "model")
+"""Beginnings of the names of the files that diffusers and transformers write."""
+GIB = 2**30
 
 _outline: ContextVar[bool] = ContextVar("outline", default=False)
 
@@ -105,9 +108,11 @@ def diffusers_class(name: str) -> Any:
 def load_network(network: Any, folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
     """A network from its folder, of a class of diffusers or transformers, on the CPU unless `options` say
     otherwise: from_pretrained itself would fill gaps with noise. Raises UserError."""
-    _, variant = weights_of(folder)
+    files, variant = weights_of(folder)
     if (module := outline(lambda: network.from_config(network.load_config(folder)), dtype)) is not None:
         return module
+    if len(files) == 1 and not files[0].name.startswith(OWN_NAMES):
+        return _load_file(network, files[0], folder, dtype, **options)
     try:
         module, info = network.from_pretrained(
             folder,
@@ -121,6 +126,28 @@ def load_network(network: Any, folder: Path, dtype: torch.dtype, **options: Any)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     _refuse_gaps(folder, [*info["missing_keys"], *info["mismatched_keys"]])
+    return module
+
+
+def _load_file(network: Any, file: Path, folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
+    """A network of diffusers from a file of another layout, such as ComfyUI's, beside its config.json."""
+    kind = weight_files.kind(file)
+    if kind in ("quantized", "lora"):
+        raise UserError(f"{file} is {weight_files.KINDS[kind]}.")
+    try:
+        module = network.from_single_file(
+            str(file), config=str(folder), torch_dtype=dtype, local_files_only=True, **options
+        )
+    except NotImplementedError as error:  # a weight that the file lacks stays on the meta device
+        raise UserError(f"{file} is incomplete: weights are missing; download it again.") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if options:  # quantized weights are fewer numbers
+        return module
+    there = sum(weight_files.read_header(file).numbers.values())
+    used = sum(weight.numel() for weight in module.state_dict().values())
+    if there != used:
+        raise UserError(f"{file} does not fit {folder / 'config.json'}: {there:,} numbers, not {used:,}.")
     return module
 
 
@@ -145,6 +172,25 @@ def load_clip(folder: Path, dtype: torch.dtype, projection: bool = False) -> nn.
     return module
 
 
+def check_main_memory(folders: Sequence[Path], dtype: torch.dtype) -> None:
+    """Raise UserError where main memory cannot hold the weights of these networks in this type: the system
+    would end the process in the middle of loading."""
+    import psutil
+
+    if _outline.get():
+        return
+    headers = (weight_files.read_header(file) for folder in folders for file in weights_of(folder)[0])
+    needed = sum(sum(header.numbers.values()) for header in headers) * dtype.itemsize
+    available = psutil.virtual_memory().available
+    if needed > available:
+        kind = str(dtype).removeprefix("torch.")
+        way_out = "; set dtype to bf16" if dtype == torch.float32 else ""
+        raise UserError(
+            f"{' and '.join(map(str, folders))} take {needed / GIB:.1f} GiB of main memory in {kind}, and "
+            f"{available / GIB:.1f} GiB are free{way_out}."
+        )
+
+
 def weights_of(folder: Path) -> tuple[list[Path], str | None]:
     """A network's .safetensors files and their variant: 'fp16' where there are no others."""
     files = sorted(folder.glob("*.safetensors"))
@@ -157,7 +203,7 @@ def weights_of(folder: Path) -> tuple[list[Path], str | None]:
         )
     for file in files:
         weight_files.read_header(file)  # says what is wrong with a truncated file
-    full = [file for file in files if ".fp16." not in file.name]
+    full = [file for file in files if ".fp16" not in file.name]
     return (full, None) if full else (files, "fp16")
 
 

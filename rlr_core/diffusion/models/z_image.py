@@ -20,7 +20,8 @@ LONG = 256  # tokens of a long prompt; 512 are the most
 class ZImage(FlowTransformer):
     """A transformer on latents [B, 16, H/8, W/8], told the prompt by a language model.
 
-    Its pipeline counts guidance from 0; here, as everywhere, 1 is none, and what the turbo wants.
+    Its pipeline counts guidance from 0; here, as everywhere, 1 is none. The turbo, which only the name of its
+    folder tells, takes none.
     """
 
     family = "z-image"
@@ -32,6 +33,10 @@ class ZImage(FlowTransformer):
         "attention+ff": ATTENTION + FEED_FORWARD,
         "all": ATTENTION + FEED_FORWARD + MODULATION,
     }
+
+    def __init__(self, **parts: Any):
+        super().__init__(**parts)
+        self.guidance_kind = "none" if "turbo" in self.name.lower() else "cfg"
 
     def _encode(self, pipeline: Any, prompts: list[str]) -> Rows:
         """{'prompt': [N, L, D], 'mask': [N, L]}."""
