@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlr_core.diffusion import kernels
-from rlr_core.diffusion.models import folders
+from rlr_core.diffusion.models import folders, text_parts
 from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel, Rows
 from rlr_core.diffusion.models.decoder_checkpointing import DecoderCheckpointing
 from rlr_core.diffusion.models.unet import check_size, latent_statistics
@@ -87,12 +87,7 @@ class FlowTransformer(DiffusionModel):
         cls, path: Path, device: torch.device, dtype: torch.dtype, bits: int | None = None
     ) -> FlowTransformer:
         """bits: 4 or 8 hold the transformer's weights so, by bitsandbytes, on the current GPU."""
-        wanted = [part for part in (*cls.text_encoders, *cls.tokenizers) if part not in cls.optional]
-        networks = [part for part in wanted if part in cls.text_encoders]
-        tokenizers = [part for part in wanted if part in cls.tokenizers]
-        folders.check_parts(path, ("transformer", "vae", *networks), tokenizers)
-        for network in networks:
-            folders.weights_of(path / network)  # now, not when the prompts' turn comes
+        text_parts.check(cls, path)
         folders.check_main_memory([path / "transformer"], dtype)
         float32 = cls.float32_vae or device.type == "cpu"
         return cls(
@@ -147,34 +142,11 @@ class FlowTransformer(DiffusionModel):
 
     def _load_text(self) -> Any:
         """diffusers' pipeline without transformer and autoencoder, on the device."""
-        import transformers
-
-        parts: dict[str, Any] = {}
-        there = [self.folder / name for name in self.text_encoders if (self.folder / name).is_dir()]
-        folders.check_main_memory(there, self.dtype)
-        for name, classes in self.text_encoders.items():
-            if name in self.optional and not (self.folder / name).is_dir():
-                parts[name] = None
-                continue
-            kind = folders.part_class(self.folder, name)
-            if kind is None or kind not in classes:
-                raise UserError(
-                    f"{self.folder / name} is {kind or 'of no known class'}, not {' or '.join(classes)}; "
-                    "copy the folder again."
-                )
-            if kind.startswith("CLIP"):
-                projection = kind.endswith("Projection")
-                parts[name] = folders.load_clip(self.folder / name, self.dtype, projection)
-            else:
-                network = getattr(transformers, kind)
-                parts[name] = folders.load_network(network, self.folder / name, self.dtype)
-        encoders = [encoder for encoder in parts.values() if encoder is not None]
+        parts = text_parts.load(self, self.folder, self.dtype)
+        encoders = [part for name, part in parts.items() if name in self.text_encoders and part is not None]
         self._make_room_for(encoders)
         for encoder in encoders:
             encoder.to(self.device).requires_grad_(False).eval()
-        for name in self.tokenizers:
-            missing = name in self.optional and not (self.folder / name).is_dir()
-            parts[name] = None if missing else folders.load_tokenizer(self.folder / name)
         pipeline = folders.diffusers_class(self.pipeline)
         return pipeline(transformer=None, vae=None, scheduler=self._scheduler(), **parts)
 
@@ -329,15 +301,3 @@ def _quantization(bits: int, dtype: torch.dtype) -> Any:
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-def pack(latents: Tensor) -> Tensor:
-    """Patches of 2 x 2 latents as tokens: [B, C, h, w] -> [B, h w / 4, 4 C]."""
-    patches = latents.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # [B, C, h/2, 2, w/2, 2]
-    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The way back, to latents [B, C, height, width]."""
-    patches = tokens.unflatten(1, (height // 2, width // 2)).unflatten(3, (-1, 2, 2))
-    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

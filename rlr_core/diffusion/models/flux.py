@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rlr_core.diffusion.models.base import Rows
-from rlr_core.diffusion.models.flow_transformer import FlowTransformer, pack, unpack
+from rlr_core.diffusion.models.flow_transformer import FlowTransformer
+from rlr_core.diffusion.models.patches import pack, unpack
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FEED_FORWARD = ("net.0.proj", "net.2", "proj_mlp", "proj_out")

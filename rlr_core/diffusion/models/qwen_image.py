@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rlr_core.diffusion.models.base import Rows
-from rlr_core.diffusion.models.flow_transformer import FlowTransformer, pack, unpack
+from rlr_core.diffusion.models.flow_transformer import FlowTransformer
+from rlr_core.diffusion.models.patches import pack, unpack
 from rlr_core.diffusion.models.video_vae import from_video_vae, spatial_scale, to_video_vae
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
