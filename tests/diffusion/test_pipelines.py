@@ -105,6 +105,23 @@ def test_checkpointing_changes_no_gradient(model):
         torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-6)
 
 
+def test_half_precision_weights_give_float32_outputs_near_the_float32_model(folder, model):
+    half = load_model(folder[1], device="cpu", dtype="bf16")
+    outputs, gradients = [], []
+    for one in (model, half):
+        adapter = fill(attach(one, rank=2, seed=1), std=0.1)
+        chain, conditioning, noise = chain_of(one, guidance=2.0)
+        x = noise.initial().requires_grad_()
+        outputs.append(chain.mean(x, 2, conditioning))
+        gradients.append(torch.autograd.grad(score(one, outputs[-1]).sum(), [x, *adapter.parameters()],
+                                             allow_unused=True, materialize_grads=True))  # fmt: skip
+    assert outputs[1].dtype == torch.float32 and half.decode(x.detach()).dtype == torch.float32
+    assert 0 < (outputs[0] - outputs[1]).norm() < 0.05 * outputs[0].norm()
+    assert {gradient.dtype for gradient in gradients[1]} == {torch.float32}
+    exact, near = (torch.cat([g.flatten() for g in each]) for each in gradients)
+    assert torch.cosine_similarity(exact, near, 0) > 0.98
+
+
 @pytest.mark.parametrize("targets", ["attention", "all"])
 def test_a_written_lora_is_what_diffusers_loads(folder, model, targets, tmp_path):
     family, path = folder
