@@ -11,6 +11,7 @@ from rlr_core.errors import UserError
 
 if TYPE_CHECKING:
     from rlr_core.diffusion.models.base import DiffusionModel
+    from rlr_core.training.memory import Size
 
 INSPECT = """Say what a model file or folder is, what is missing, and what training it would take.
 
@@ -19,7 +20,7 @@ INSPECT = """Say what a model file or folder is, what is missing, and what train
   rlr inspect lora.safetensors
 
 Headers and descriptions are read, no weights. What training takes is computed for the size that the model was
-made for, with a LoRA of rank 8 on attention; the reward's own network comes on top."""
+made for, or another that is given, with a LoRA of rank 8 on attention; the reward's network comes on top."""
 GUIDANCE = {"cfg": "classifier-free", "embedded": "embedded in the network", "none": "none, distilled"}
 
 
@@ -28,6 +29,9 @@ def add_inspect(commands: Any) -> None:
         "inspect", help="what a model is, what is missing, and what training it takes", description=INSPECT
     )
     parser.add_argument("path", metavar="FILE_OR_FOLDER", help="a model, a LoRA, or whatever it may be")
+    for side in ("width", "height", "frames"):
+        text = f"{side} of what is to be trained on, instead of the model's own"
+        parser.add_argument(f"--{side}", type=int, metavar="N", help=text)
     parser.add_argument("--no-memory", action="store_true", help="leave out what training it would take")
     parser.set_defaults(run=inspect)
 
@@ -46,7 +50,9 @@ def inspect(args: argparse.Namespace) -> int:
     model = memory.outline(path)
     print(table(_model(path, model)))
     if not args.no_memory:
-        print(f"\nTo train it at {_size(model)}, on a card of\n{table(_memory(model))}")
+        height, width = model.default_size
+        size = memory.Size(args.height or height, args.width or width, args.frames or 1)
+        print(f"\nTo train it at {size}, on a card of\n{table(_memory(model, size))}")
     return 0
 
 
@@ -55,7 +61,7 @@ def _model(path: Path, model: DiffusionModel) -> list[list[str]]:
         ["family", model.family],
         ["prediction", model.prediction],
         ["guidance", GUIDANCE[model.guidance_kind]],
-        ["size", _size(model)],
+        ["size", "{1} x {0}".format(*model.default_size)],
         ["missing", "nothing"],
     ]
     return rows + [[name, what] for name, what in _weights(path)]
@@ -86,17 +92,12 @@ def _numbers(numbers: dict[str, int]) -> str:
     return f"{total / scale:.3g} {unit} parameters, {types}"
 
 
-def _size(model: DiffusionModel) -> str:
-    height, width = model.default_size
-    return f"{width} x {height}"
-
-
-def _memory(model: DiffusionModel) -> list[list[str]]:
+def _memory(model: DiffusionModel, size: Size) -> list[list[str]]:
     from rlr_core.training import memory
     from rlr_core.training.preflight import GIB
 
-    found = memory.fits(model)
-    smallest = memory.least(model) / GIB
+    found = memory.fits(model, size)
+    smallest = memory.least(model, size) / GIB
     too_small = f"does not fit: with smaller pieces it still takes {smallest:.1f} GiB beside the reward"
     return [[f"{card} GB", str(fit) if fit is not None else too_small] for card, fit in found.items()]
 

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from rlr_core.diffusion.models import folders
 from rlr_core.diffusion.models.base import DiffusionModel
-from rlr_core.diffusion.models.loading import quiet_libraries, recognize
+from rlr_core.diffusion.models.loading import recognize
+from rlr_core.diffusion.models.quiet import quiet_libraries
 from rlr_core.lora.attach import attach
 from rlr_core.training.preflight import GIB, Need
 
@@ -32,6 +33,22 @@ PER_WEIGHT = {16: 2.0, 8: 1.0, 4: 0.5625}
 
 STEP = 1.02
 """How exactly the most bytes at a time are found."""
+
+
+RANK = 8
+"""Of the LoRA."""
+
+
+class Size(NamedTuple):
+    """Of a picture or video in pixels."""
+
+    height: int
+    width: int
+    frames: int = 1
+
+    def __str__(self) -> str:
+        frames = "" if self.frames == 1 else f", {self.frames} frames"
+        return f"{self.width} x {self.height}{frames}"
 
 
 class Fit(NamedTuple):
@@ -57,13 +74,13 @@ def outline(path: Path) -> DiffusionModel:
         return recognize(path).load(path, torch.device("meta"), torch.bfloat16)
 
 
-def need(model: DiffusionModel, gradient_checkpointing: bool, rank: int = 8) -> tuple[Need, int]:
+def need(model: DiffusionModel, size: Size, gradient_checkpointing: bool) -> tuple[Need, int]:
     """What one picture takes with its way back, and the adapter's bytes. model: an outline of one."""
-    adapter = attach(model, rank)
+    adapter = attach(model, RANK)
     model.gradient_checkpointing(gradient_checkpointing)
     try:
         guided = 2 if model.guidance_kind == "cfg" else 1
-        latents = torch.zeros(1, *model.latent_shape(*model.default_size), device=model.device)
+        latents = torch.zeros(1, *model.latent_shape(*size), device=model.device)
         rows = model.blank_prompts(guided)
         sides = [1] * (latents.ndim - 1)
 
@@ -81,9 +98,9 @@ def need(model: DiffusionModel, gradient_checkpointing: bool, rank: int = 8) -> 
         adapter.detach()
 
 
-def fits(model: DiffusionModel) -> dict[int, Fit | None]:
+def fits(model: DiffusionModel, size: Size) -> dict[int, Fit | None]:
     """For each of CARDS the first settings that fit, from the fastest on. model: an outline of one."""
-    needs = {checkpointing: need(model, checkpointing) for checkpointing in (False, True)}
+    needs = {checkpointing: need(model, size, checkpointing) for checkpointing in (False, True)}
     ways = [(16, False), (16, True)] + ([(8, True), (4, True)] if model.quantizable else [])
     found: dict[int, Fit | None] = {}
     for card in CARDS:
@@ -99,9 +116,9 @@ def fits(model: DiffusionModel) -> dict[int, Fit | None]:
     return found
 
 
-def least(model: DiffusionModel) -> float:
+def least(model: DiffusionModel, size: Size) -> float:
     """Bytes that no settings get below."""
-    each, adapter = need(model, True)
+    each, adapter = need(model, size, True)
     return weight_bytes(model, 4 if model.quantizable else 16) + adapter + each.total(1, 1)
 
 

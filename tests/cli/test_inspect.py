@@ -14,6 +14,8 @@ from rlr_core.lora import attach
 from rlr_core.training import memory
 from rlr_core.training.preflight import GIB
 
+SIZE = memory.Size(16, 16)
+
 
 def rows(out: str) -> dict[str, str]:
     return {line.split("  ")[0]: line.partition("  ")[2].strip() for line in out.splitlines() if "  " in line}
@@ -25,12 +27,13 @@ def flux(tmp_path_factory):
 
 
 def test_a_folder_is_described(rlr, flux):
-    code, out, _ = rlr("inspect", flux)
+    code, out, _ = rlr("inspect", flux, "--width", 32, "--height", 16)
     found = rows(out)
     assert code == 0
     assert (found["family"], found["prediction"], found["missing"]) == ("flux", "flow", "nothing")
     assert found["guidance"] == "embedded in the network" and found["size"] == "256 x 256"
     assert found["transformer"].endswith("M parameters, F32")
+    assert "To train it at 32 x 16, on a card of" in out
     assert all("about" in found[f"{card} GB"] for card in memory.CARDS)
 
 
@@ -81,15 +84,15 @@ def test_the_memory_model_finds_what_autograd_keeps_at_its_worst_moment():
 
 def test_checkpointing_and_fewer_bits_take_less(tiny_sd_folder):
     model = memory.outline(tiny_sd_folder)
-    plain, saving = memory.need(model, False)[0], memory.need(model, True)[0]
+    plain, saving = (memory.need(model, SIZE, checkpointing)[0] for checkpointing in (False, True))
     assert saving.step < plain.step and saving.picture < plain.picture
     sizes = [memory.weight_bytes(model, bits) for bits in (16, 8, 4)]
     assert sizes == sorted(sizes, reverse=True)
-    assert memory.least(model) < 0.1 * GIB
-    assert all(fit is not None and fit.micro_batch == 4 for fit in memory.fits(model).values())
+    assert memory.least(model, SIZE) < 0.1 * GIB
+    assert all(fit is not None and fit.micro_batch == 4 for fit in memory.fits(model, SIZE).values())
 
 
 def test_a_card_that_is_too_small_is_told_so(tiny_sd_folder, monkeypatch):
     monkeypatch.setattr(memory, "CARDS", (1, 8))
-    found = memory.fits(memory.outline(tiny_sd_folder))
+    found = memory.fits(memory.outline(tiny_sd_folder), SIZE)
     assert found[1] is None and found[8] is not None

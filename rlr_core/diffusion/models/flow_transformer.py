@@ -19,6 +19,7 @@ from rlr_core.diffusion import kernels
 from rlr_core.diffusion.models import folders, text_parts
 from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel, Rows
 from rlr_core.diffusion.models.decoder_checkpointing import DecoderCheckpointing
+from rlr_core.diffusion.models.quiet import quiet_libraries
 from rlr_core.diffusion.models.unet import check_size, latent_statistics
 from rlr_core.errors import UserError
 
@@ -142,7 +143,8 @@ class FlowTransformer(DiffusionModel):
 
     def _load_text(self) -> Any:
         """diffusers' pipeline without transformer and autoencoder, on the device."""
-        parts = text_parts.load(self, self.folder, self.dtype)
+        with quiet_libraries():
+            parts = text_parts.load(self, self.folder, self.dtype)
         encoders = [part for name, part in parts.items() if name in self.text_encoders and part is not None]
         self._make_room_for(encoders)
         for encoder in encoders:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +12,7 @@ import torch
 from rlr_core.common import weights
 from rlr_core.common.weights import parse_dtype
 from rlr_core.diffusion.models.base import DiffusionModel
+from rlr_core.diffusion.models.quiet import quiet_libraries
 from rlr_core.errors import UserError, nearest
 
 FAMILIES: dict[str, str | type[DiffusionModel]] = {
@@ -125,26 +124,6 @@ def recognize(path: str | Path) -> type[DiffusionModel]:
         if family.recognizes(path):
             return family
     raise UserError(f"{path} {_what_it_is(path)}. Families that can be trained: {', '.join(FAMILIES)}.")
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """No progress bars and remarks of diffusers and transformers inside; errors still get through."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(verbosity[0])
-        transformers_logging.set_verbosity(verbosity[1])
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _family(name: str) -> type[DiffusionModel]:
