@@ -17,6 +17,9 @@ from rlr_core.methods.dpo import check_pairs
 from rlr_core.methods.regression import Row, Seen
 from rlr_core.methods.sample_buffer import Lesson, SampleBuffer, Samples, blocks_of
 
+LEVEL_SHARED_BY = 4
+"""How many accepted pictures are noised to one level: as many as may go through the network at once."""
+
 
 class Graft(Row):
     """Generalized rejection sampling fine-tuning (arXiv 2510.02692, algorithm 1). What is accepted follows
@@ -64,7 +67,8 @@ class Graft(Row):
             if len(rows) and self.buffer.latents is not None:
                 latents, prompts = self.buffer.latents[rows.to(latents.device)], self.buffer.prompts[rows]
                 conditioning, values = self.problem.conditioning(prompts), self.buffer.values[rows]
-        return Lesson(latents, conditioning, values, blocks_of(prompts), torch.arange(len(prompts)))
+        places = torch.arange(len(prompts))
+        return Lesson(latents, conditioning, values, list(places.split(LEVEL_SHARED_BY)), places)
 
     def coefficients(self, seen: Seen) -> tuple[Tensor, None]:
         return 2 * seen.values / seen.elements, None

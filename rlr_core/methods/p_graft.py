@@ -22,7 +22,9 @@ class PGraft(Graft):
 
     name = "p_graft"
     summary = "GRAFT on the states at an intermediate step; the LoRA acts from the noise to there (P-GRAFT)"
-    when = "layout; the base model goes on drawing the details"
+    when = (
+        "what is where: it learns that fastest without a gradient; the base model goes on drawing the details"
+    )
 
     def __init__(self, problem: Problem, options: MethodConfig):
         super().__init__(problem, options)

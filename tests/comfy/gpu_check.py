@@ -110,12 +110,11 @@ def run(mode: str, name: str, out: Path, cpu: bool) -> Path:
 def worker(mode: str, name: str, out: Path, cpu: bool) -> None:
     """Import ComfyUI as it would be started in this mode, and do one check."""
     native = comfyui(mode, cpu)
-    import native_models
-
     if not cpu:
         import comfy.model_management as mm
+        import native_parts
 
-        native_models.DEVICES[:] = [mm.get_torch_device(), mm.unet_offload_device()]
+        native_parts.DEVICES[:] = [mm.get_torch_device(), mm.unet_offload_device()]
     if name in GRADIENTS:
         gradient(native, name, out, cpu)
     else:
@@ -227,6 +226,7 @@ def cost(native: Any, name: str, out: Path, cpu: bool) -> None:
 def big(name: str, tiny: bool) -> Any:
     """Sockets of a model of the real size with random weights; tiny: of the same class, for a dry run."""
     import native_models as models
+    import native_parts as parts
     import torch
 
     small = {"sdxl-1024": "sdxl", "flow-6b-fp8": "lumina2", "flow-12b-fp8": "flux", "wan-5b-480p": "wan21"}
@@ -249,9 +249,9 @@ def big(name: str, tiny: bool) -> Any:
                 "num_head_channels": 64,
             }
             make = functools.partial(mb.SDXL, model_type=mb.ModelType.EPS)
-            model = models.base_model("SDXL", settings, make, dtype=bf16)
-            clip = models.Clip(2048, pooled=1280, same_length=True)
-            return models.Sockets(model, clip, models.picture_vae(4, real=True), models.latent(4, 128, 128))
+            model = parts.base_model("SDXL", settings, make, dtype=bf16)
+            clip = parts.Clip(2048, pooled=1280, same_length=True)
+            return parts.Sockets(model, clip, parts.picture_vae(4, real=True), parts.latent(4, 128, 128))
         if name == "flow-6b-fp8":
             settings = models.lumina_settings(
                 dim=3840,
@@ -269,8 +269,8 @@ def big(name: str, tiny: bool) -> Any:
                 time_scale=1000.0,
                 pad_tokens_multiple=32,
             )
-            model = models.base_model("ZImage", settings, mb.Lumina2, dtype=fp8, manual_cast=bf16)
-            clip, channels = models.Clip(2560), 16
+            model = parts.base_model("ZImage", settings, mb.Lumina2, dtype=fp8, manual_cast=bf16)
+            clip, channels = parts.Clip(2560), 16
         elif name == "flow-12b-fp8":
             settings = models.flux_settings(
                 vec_in_dim=768,
@@ -282,8 +282,8 @@ def big(name: str, tiny: bool) -> Any:
                 depth_single_blocks=38,
                 axes_dim=[16, 56, 56],
             )
-            model = models.base_model("Flux", settings, mb.Flux, dtype=fp8, manual_cast=bf16)
-            clip, channels = models.Clip(4096, pooled=768), 16
+            model = parts.base_model("Flux", settings, mb.Flux, dtype=fp8, manual_cast=bf16)
+            clip, channels = parts.Clip(4096, pooled=768), 16
         else:
             settings = models.wan_settings(
                 dim=3072,
@@ -296,11 +296,11 @@ def big(name: str, tiny: bool) -> Any:
                 out_dim=48,
                 text_len=512,
             )
-            model = models.base_model("WAN22_T2V", settings, mb.WAN22, dtype=bf16)
-            clip = models.Clip(4096, same_length=True)
-            return models.Sockets(model, clip, models.video_vae(48, real=True), models.latent(48, 5, 30, 52))
-        return models.Sockets(
-            model, clip, models.picture_vae(channels, real=True), models.latent(channels, 128, 128)
+            model = parts.base_model("WAN22_T2V", settings, mb.WAN22, dtype=bf16)
+            clip = parts.Clip(4096, same_length=True)
+            return parts.Sockets(model, clip, parts.video_vae(48, real=True), parts.latent(48, 5, 30, 52))
+        return parts.Sockets(
+            model, clip, parts.picture_vae(channels, real=True), parts.latent(channels, 128, 128)
         )
 
 

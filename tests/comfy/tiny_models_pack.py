@@ -10,7 +10,8 @@ def install(base: Path) -> None:
     """Put the node `TinyModels` into a server's base directory."""
     here, folder = Path(__file__).resolve().parent, base / "custom_nodes/tiny_models"
     folder.mkdir()
-    shutil.copy(here / "native/native_models.py", folder)
+    for part in ("native_parts", "native_models"):
+        shutil.copy(here / f"native/{part}.py", folder)
     (folder / "__init__.py").write_text(NODE, encoding="utf-8")
 
 

@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scene_flow"))
     parser.add_argument("--steps", type=int, default=6, help="of the sampler")
     parser.add_argument("--updates", type=int, default=800, help="of the flow's training")
+    parser.add_argument("--pool", type=int, default=8192, help="scenes that it is trained on")
     parser.add_argument("--fit", type=int, default=1500, help="of the corrector's training")
     parser.add_argument("--pictures", type=int, default=1024, help="inverted, and compared")
     parser.add_argument("--seed", type=int, default=0)
@@ -130,7 +131,7 @@ def main() -> None:
     if weights.exists():
         model.networks["unet"].load_state_dict(torch.load(weights, weights_only=True))
     else:
-        train_flow(model, args.updates, 8192, args.seed)
+        train_flow(model, args.updates, args.pool, args.seed)
         torch.save(model.networks["unet"].state_dict(), weights)
     chain = Chain(model, model.schedule(SamplerConfig(steps=args.steps, eta=0.0, guidance=1.0)))
     shape = model.latent_shape(*model.default_size)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from native_models import Sockets
+from native_parts import Sockets
 from torch import Tensor
 
 TEXTS = ["a cat", "a (red:1.2) dog", "two cats on a mat"]

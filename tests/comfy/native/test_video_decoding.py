@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_models import build, hunyuan_video_vae, video_vae
+from native_models import build
+from native_parts import hunyuan_video_vae, video_vae
 from native_runs import family, norm, slopes
 
 FRAMES = 4  # of latents
