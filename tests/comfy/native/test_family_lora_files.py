@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from adapters import fill
-from native_models import base_model, flux_settings, has_class, lumina_settings, unet_settings, wan_settings
+from native_models import flux_settings, has_class, lumina_settings, unet_settings, wan_settings
+from native_parts import base_model
 from tiny_pipelines import WIDTH, write_pipeline
 
 from rlr_core.diffusion.models.loading import load_model
