@@ -94,15 +94,39 @@ def test_the_walk_equals_autograd_through_the_unrolled_chain(model, eta):
     assert size > 0 and difference < (1e-4**2) * size
 
 
-def test_checkpointing_changes_no_gradient(model):
+def test_checkpointing_changes_no_gradient_and_keeps_less(model):
     adapter = fill(attach(model, rank=2), std=0.2)
     chain, conditioning, noise = chain_of(model, steps=2)
-    gradients = []
+    gradients, sizes = [], []
     for enabled in (False, True):
         model.gradient_checkpointing(enabled)
         gradients.append(unrolled_gradient(chain, adapter.parameters(), conditioning, noise))
+        latents = noise.initial().requires_grad_()
+        step = kept_bytes(model, lambda latents=latents: chain.mean(latents, 2, conditioning))
+        sizes.append((step, kept_bytes(model, lambda latents=latents: model.decode(latents))))
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain, rtol=1e-4, atol=1e-6)
+    (step, picture), (less_step, less_picture) = sizes
+    print(
+        f"{model.family}: {less_step / step:.2f} of a step is kept, {less_picture / picture:.2f} of decoding"
+    )
+    assert less_step < 0.6 * step and less_picture < 0.6 * picture
+
+
+def kept_bytes(model, function):
+    """Bytes that autograd keeps for the way back, beside the weights."""
+    networks = [*model.networks.values(), model.vae]
+    weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = function()
+    assert result.requires_grad
+    return sum(size for place, size in kept.items() if place not in weights)
 
 
 def test_half_precision_weights_give_float32_outputs_near_the_float32_model(folder, model):

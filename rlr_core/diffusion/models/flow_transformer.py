@@ -1,8 +1,8 @@
 """What the flow transformers have in common: a diffusers folder, prompts, schedule, decoder, LoRA names.
 
 A family says which classes its parts are of, what its pipeline makes of prompts, and how its transformer is
-called. Text encoders are loaded when prompts are to be encoded and dropped afterwards: they can be larger
-than the transformer.
+called. Text encoders are loaded when prompts are to be encoded and dropped before anything else is done: they
+can be larger than the transformer.
 """
 
 from __future__ import annotations
@@ -165,11 +165,7 @@ class FlowTransformer(DiffusionModel):
     def release_text_encoders(self) -> None:
         """Drop them; they are loaded again where further prompts come."""
         self._text = None
-        self._bring_back()
-
-    def _bring_back(self) -> None:
         if self._away:
-            self._text = None
             for network in (*self.networks.values(), self.vae):
                 network.to(self.device)
             self._away = False
@@ -240,7 +236,7 @@ class FlowTransformer(DiffusionModel):
 
     def denoise(self, latents: Tensor, timestep: float, conditioning: Rows) -> Tensor:
         """noise - picture, float32, shape of latents [B, ...]; timestep: noise level * 1000."""
-        self._bring_back()
+        self.release_text_encoders()
         times = latents.new_full((latents.shape[0],), timestep)  # filled on the device: no wait for the GPU
         return self._velocity(latents.to(self.dtype), times, conditioning).float()
 
@@ -250,7 +246,7 @@ class FlowTransformer(DiffusionModel):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] of latents [B, C, h, w]."""
-        self._bring_back()
+        self.release_text_encoders()
         pixels = self.vae.decode(self._to_vae(latents).to(self.vae.dtype), return_dict=False)[0]
         return self._picture(pixels).float() / 2 + 0.5
 
@@ -261,7 +257,7 @@ class FlowTransformer(DiffusionModel):
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
         """The mean of the autoencoder's latents [B, C, h, w] for pictures [B, 3, H, W]."""
-        self._bring_back()
+        self.release_text_encoders()
         pixels = (pictures * 2 - 1).to(self.device, self.vae.dtype)
         return self._from_vae(self.vae.encode(self._pixels(pixels)).latent_dist.mode().float())
 
