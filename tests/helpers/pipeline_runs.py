@@ -46,7 +46,7 @@ def chain_of(
     chain = Chain(model, model.schedule(sampler), guidance)
     book = PromptBook(model, [Prompt(text, (text,)) for text in PROMPTS])
     shape = model.latent_shape(sampler.height, sampler.width, sampler.frames)
-    return chain, book.conditioning([0, 1]), Noise([1, 2], shape)
+    return chain, book.conditioning([0, 1]), Noise([1, 2], shape, model.device)
 
 
 def our_pictures(model: Any, guidance: float = 1.0) -> Tensor:
