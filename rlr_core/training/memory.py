@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from rlr_core.diffusion.models import folders
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.diffusion.models.loading import recognize
 from rlr_core.diffusion.models.quiet import quiet_libraries
+from rlr_core.errors import UserError
 from rlr_core.lora.attach import attach
 from rlr_core.training.preflight import GIB, Need
 
@@ -76,6 +78,7 @@ def outline(path: Path) -> DiffusionModel:
 
 def need(model: DiffusionModel, size: Size, gradient_checkpointing: bool) -> tuple[Need, int]:
     """What one picture takes with its way back, and the adapter's bytes. model: an outline of one."""
+    _check_torch()
     adapter = attach(model, RANK)
     model.gradient_checkpointing(gradient_checkpointing)
     try:
@@ -130,6 +133,13 @@ def weight_bytes(model: DiffusionModel, bits: int) -> float:
             per_weight = PER_WEIGHT[bits if isinstance(module, nn.Linear) else 16]
             total += sum(p.numel() for p in module.parameters(recurse=False)) * per_weight
     return total + sum(p.numel() * p.element_size() for d in _decoders(model) for p in d.parameters())
+
+
+def _check_torch() -> None:
+    try:
+        checkpoint(torch.sin, torch.zeros(1, device="meta", requires_grad=True), use_reentrant=False)
+    except AttributeError as error:
+        raise UserError(f"What training takes needs a newer PyTorch than {torch.__version__}.") from error
 
 
 class Peak(TorchDispatchMode):

@@ -193,6 +193,12 @@ def test_weights_that_are_cut_off_are_refused_when_the_folder_is_loaded(flux, pa
         load_model(flux, device="cpu")
 
 
+def test_an_old_torch_is_refused(flux, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.4.1+cu121")
+    with pytest.raises(UserError, match="needs PyTorch 2.5 or newer; this is 2.4.1"):
+        load_model(flux, device="cpu")
+
+
 def test_a_model_that_main_memory_cannot_hold_is_refused_with_numbers(flux, monkeypatch):
     import psutil
 

@@ -26,6 +26,8 @@ from rlr_core.errors import UserError
 if TYPE_CHECKING:
     from rlr_core.config import SamplerConfig
 
+OLDEST_TORCH = (2, 5)
+"""Whose attention does what diffusers' transformers ask of it."""
 ROOM = 1.2
 """What text encoders take on a device, in units of their weights."""
 
@@ -88,6 +90,8 @@ class FlowTransformer(DiffusionModel):
         cls, path: Path, device: torch.device, dtype: torch.dtype, bits: int | None = None
     ) -> FlowTransformer:
         """bits: 4 or 8 hold the transformer's weights so, by bitsandbytes, on the current GPU."""
+        if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+            raise UserError(f"{path} needs PyTorch 2.5 or newer; this is {torch.__version__}.")
         text_parts.check(cls, path)
         folders.check_main_memory([path / "transformer"], dtype)
         float32 = cls.float32_vae or device.type == "cpu"
@@ -207,11 +211,7 @@ class FlowTransformer(DiffusionModel):
         """diffusers' own scheduler: it knows every default and every way to shift noise levels."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        return FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config, **self._changes())
-
-    def _changes(self) -> dict[str, Any]:
-        """What to read otherwise in scheduler_config.json."""
-        return {}
+        return FlowMatchEulerDiscreteScheduler.from_config(self.scheduler_config)
 
     def _set_levels(self, scheduler: Any, sampler: SamplerConfig) -> None:
         """As the pipeline does: evenly spaced levels, shifted by how many patches the picture has."""

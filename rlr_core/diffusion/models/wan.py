@@ -55,6 +55,8 @@ class Wan(FlowTransformer):
 
     def __init__(self, **parts: Any):
         super().__init__(**parts)
+        if "flow_shift" in self.scheduler_config:  # what the published scheduler calls it
+            self.scheduler_config["shift"] = self.scheduler_config["flow_shift"]
         self.pictures_per_latent = self.vae.config["scale_factor_temporal"]
 
     @classmethod
@@ -101,10 +103,6 @@ class Wan(FlowTransformer):
         check_size(self.name, height, width, self.latent_scale * self.patch)
         scale = self.latent_scale
         return (self._channels(), 1 + (frames - 1) // group, height // scale, width // scale)
-
-    def _changes(self) -> dict[str, Any]:
-        shift = self.scheduler_config.get("flow_shift")
-        return {} if shift is None else {"shift": shift}
 
     def _set_levels(self, scheduler: Any, sampler: SamplerConfig) -> None:
         """The scheduler's own levels; even ones, shifted, where the folder names another class."""
