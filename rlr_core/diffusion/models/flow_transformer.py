@@ -280,8 +280,6 @@ class FlowTransformer(DiffusionModel):
         super().gradient_checkpointing(enabled)
         self.decoder_checkpointing.enable(enabled)
 
-    # --- LoRA files ---
-
     def lora_key(self, layer: str, layout: str) -> str:
         """diffusers' own name, 'transformer.<path>', which ComfyUI knows for these models too."""
         return layer
