@@ -16,6 +16,7 @@ from rlr_core import __version__
 from rlr_core.cli.bench import add_bench
 from rlr_core.cli.correct import add_correct
 from rlr_core.cli.diagnose import add_diagnose
+from rlr_core.cli.inspect import add_inspect
 from rlr_core.cli.listing import add_list
 from rlr_core.cli.pairs import add_pairs
 from rlr_core.cli.sample import add_evaluate, add_sample
@@ -29,6 +30,7 @@ COMMANDS = (
     add_sample,
     add_evaluate,
     add_list,
+    add_inspect,
     add_score,
     add_pairs,
     add_diagnose,

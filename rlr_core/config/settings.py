@@ -382,7 +382,9 @@ class TrainConfig(Settings):
 
     model: str = setting("demo", "A diffusers folder, a checkpoint file, or demo.")
     dtype: str | None = setting(
-        None, "Type of the frozen weights: bf16, fp16 or fp32.", unset="what suits the device"
+        None,
+        "Type of the frozen weights: bf16, fp16, fp32, or, for large transformers, 4bit or 8bit.",
+        unset="what suits the device",
     )
     device: str | None = setting(None, "Such as cuda or cpu.", unset="the best one here", in_state=False)
     reward: str = setting("demo", "What is maximized; a row of `rlr list rewards`.")

@@ -102,7 +102,7 @@ class Chain:
         if not guided:
             return self.model.denoise(x, timestep, rows)
         without, with_prompt = self.model.denoise(torch.cat([x, x]), timestep, rows).chunk(2)
-        return without + self.guidance * (with_prompt - without)
+        return self.model.guide(without, with_prompt, self.guidance)
 
 
 @dataclass

@@ -81,6 +81,7 @@ class PromptBook:
                 on_progress(start, len(texts))
                 block = model.encode_prompts(texts[start : start + encode_batch])
                 blocks.append({name: value.cpu() for name, value in block.items()})
+        blocks = _filled_up(blocks)
         self.table: Rows = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
         self.device = model.device
 
@@ -93,5 +94,26 @@ class PromptBook:
         rows = self.rows[torch.as_tensor(index)]
         used, places = torch.unique(torch.cat([torch.zeros(1, dtype=torch.long), rows.flatten()]),
                                     return_inverse=True)  # fmt: skip
-        table = {name: value[used].to(self.device) for name, value in self.table.items()}
+        table = _cut({name: value[used] for name, value in self.table.items()})
+        table = {name: value.to(self.device) for name, value in table.items()}
         return Conditioning(table, places[1:].view_as(rows).to(self.device), self.boundaries)
+
+
+def _filled_up(blocks: Sequence[Rows]) -> list[Rows]:
+    """Blocks of rows with a mask, with zeros up to the length of the longest."""
+    if "mask" not in blocks[0]:
+        return list(blocks)
+    longest = max(block["mask"].shape[1] for block in blocks)
+
+    def filled(rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows.new_zeros(len(rows), longest - rows.shape[1], *rows.shape[2:])], 1)
+
+    return [{name: filled(rows) for name, rows in block.items()} for block in blocks]
+
+
+def _cut(rows: Rows) -> Rows:
+    """Rows with a mask, without the places at the end that none of them fills."""
+    if "mask" not in rows:
+        return rows
+    length = int(rows["mask"].sum(1).max())
+    return {name: value[:, :length] for name, value in rows.items()}

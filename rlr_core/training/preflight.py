@@ -1,11 +1,14 @@
-"""Will it fit? Measured on one picture before the first step, so that a run does not die inside one."""
+"""Will it fit? Measured on one picture before the first step, so that a run does not die inside one.
+
+What is too much at a time is cut into smaller pieces, which changes no result.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from rlr_core.diffusion.chain import EvaluationCounts
 from rlr_core.errors import UserError
 
 if TYPE_CHECKING:
+    from rlr_core.config import TrainConfig
     from rlr_core.training.setup import Parts
 
 GIB = 2**30
@@ -34,48 +38,41 @@ class Need(NamedTuple):
         return MARGIN * max(self.step * micro_batch, self.picture * decode_batch)
 
 
-def check_memory(parts: Parts, free: int | None = None) -> Need | None:
-    """Refuse a run that would not fit, with the numbers and the settings that would. Raises UserError.
+def check_memory(
+    parts: Parts, free: int | None = None, tell: Callable[[str], None] = lambda sentence: None
+) -> Need | None:
+    """Cut the run into pieces that fit, and say so; refuse one that would not fit in any, with the numbers.
 
-    What is left over lets rollouts keep the graphs of their last steps, which the walk need not repeat then.
-    free: bytes to be had; None asks the device. Where it cannot tell, None is returned.
+    Half of what is left over lets rollouts keep the graphs of their last steps, which the walk need not
+    repeat then. free: bytes to be had; None asks the GPU. Without a GPU nothing is refused, and None is
+    returned. tell: called with a sentence about the settings that were changed; the result does not depend
+    on them. Raises UserError.
     """
-    device = parts.model.device
     if free is None:
-        if device.type == "cpu":
-            parts.method.keep_graphs(_graph_steps(parts, measure_step(parts), spare_memory()))
+        free = free_bytes(parts.model.device)
+        if free is None:
+            if parts.model.device.type == "cpu":
+                parts.method.keep_graphs(_graph_steps(parts, measure_step(parts), spare_memory()))
             return None
-        if device.type != "cuda":
-            return None
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
-    width, height = picture_size(parts)
-    try:
-        try:
-            need = measure(parts)
-        except torch.OutOfMemoryError:
-            room = parts.model.make_room(free)
-            if not room:
-                raise
-            free += room
-            need = measure(parts)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"Not even one picture of {width} x {height} fits into the {free / GIB:.1f} GiB "
-            f"that are free. {_smaller(parts, 2.0)}"
-        ) from error
+    before = _pieces(parts.config)
+    need, free = _measured(parts, free)
     config = parts.config
-    needed = need.total(config.micro_batch, config.decode_batch)
-    if needed > free:
-        free += parts.model.make_room(math.ceil(needed - free))
-    if needed > free:
-        raise UserError(
-            f"This run needs about {needed / GIB:.1f} GiB beside the model, and {free / GIB:.1f} GiB are "
-            f"free: {need.step / GIB:.2f} GiB for each of micro_batch {config.micro_batch} in a step, "
-            f"{need.picture / GIB:.2f} GiB for each of decode_batch {config.decode_batch} in the reward. "
-            f"{_what_fits(parts, need, free)}"
-        )
-    parts.method.keep_graphs(_graph_steps(parts, need.step, free - needed))
+    if need is not None and (missing := need.total(config.micro_batch, config.decode_batch) - free) > 0:
+        free += parts.model.make_room(math.ceil(missing))
+    if (need is None or need.total(1, 1) > free) and not config.gradient_checkpointing:
+        config.gradient_checkpointing = True
+        parts.model.gradient_checkpointing(True)
+        need, free = _measured(parts, free)
+    if need is None or need.total(1, 1) > free:
+        raise UserError(_refusal(parts, need, free))
+    _cut(parts, need, free)
+    if (after := _pieces(config)) != before:
+        changes = [
+            f"{name} {after[name]} instead of {before[name]}" for name in after if after[name] != before[name]
+        ]
+        tell(f"To fit into {free / GIB:.1f} GiB: {', '.join(changes)}. The result stays the same.")
+    spare = free - need.total(config.micro_batch, config.decode_batch)
+    parts.method.keep_graphs(_graph_steps(parts, need.step, spare / 2))
     return need
 
 
@@ -92,6 +89,66 @@ def _graph_steps(parts: Parts, step: int, spare: float) -> int:
     """How many steps of a whole batch's rollout may keep their graphs in `spare` bytes. step: a picture's."""
     pictures = len(parts.world.slice(parts.config.batch))
     return max(0, int(spare / (MARGIN * max(1, step) * max(1, pictures))))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes to be had on a GPU; None without one."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def _measured(parts: Parts, free: int) -> tuple[Need | None, int]:
+    """What one picture needs, None where not even that fits, and the bytes that are free by then."""
+    try:
+        return measure(parts), free
+    except torch.OutOfMemoryError:
+        room = parts.model.make_room(free)
+    if room:
+        try:
+            return measure(parts), free + room
+        except torch.OutOfMemoryError:
+            pass
+    return None, free + room
+
+
+def _pieces(config: TrainConfig) -> dict[str, Any]:
+    """The settings that say how a run is cut into pieces."""
+    return {
+        "micro_batch": config.micro_batch,
+        "decode_batch": config.decode_batch,
+        "evaluation.batch": config.evaluation.batch,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+
+
+def _cut(parts: Parts, need: Need, free: int) -> None:
+    """Lower what is too much at a time."""
+    config = parts.config
+
+    def at_most(asked: int, each: int) -> int:
+        return max(1, min(asked, int(free / (MARGIN * each)))) if each else asked
+
+    config.micro_batch = parts.method.problem.micro_batch = at_most(config.micro_batch, need.step)
+    config.decode_batch = parts.scorer.decode_batch = at_most(config.decode_batch, need.picture)
+    # without a way back an evaluation needs less; how much less is not measured
+    config.evaluation.batch = at_most(config.evaluation.batch, max(need.step, need.picture))
+
+
+def _refusal(parts: Parts, need: Need | None, free: int) -> str:
+    """Why a run cannot be, with numbers and a way out."""
+    width, height = picture_size(parts)
+    if need is None:
+        return (
+            f"Not even one picture of {width} x {height} fits into the {free / GIB:.1f} GiB that are free. "
+            f"{_smaller(parts, 2.0)}"
+        )
+    return (
+        f"This run needs about {need.total(1, 1) / GIB:.1f} GiB beside the model, one picture at a time and "
+        f"with gradient_checkpointing, and {free / GIB:.1f} GiB are free: {need.step / GIB:.2f} GiB in a "
+        f"step, {need.picture / GIB:.2f} GiB in the reward. {_smaller(parts, need.total(1, 1) / free)}"
+    )
 
 
 def measure(parts: Parts) -> Need:
@@ -163,25 +220,8 @@ def _cost(function: Callable[[], Tensor], device: torch.device) -> int:
     return sum(kept.values())
 
 
-def _what_fits(parts: Parts, need: Need, free: int) -> str:
-    """Settings that would fit, as a sentence."""
-    config = parts.config
-    micro_batch = int(free / (MARGIN * need.step)) if need.step else config.micro_batch
-    decode_batch = int(free / (MARGIN * need.picture)) if need.picture else config.decode_batch
-    if micro_batch >= 1 and decode_batch >= 1:
-        lower = []
-        if micro_batch < config.micro_batch:
-            lower.append(f"micro_batch {micro_batch}")
-        if decode_batch < config.decode_batch:
-            lower.append(f"decode_batch {decode_batch}")
-        return f"This would fit: {' and '.join(lower)}; the result stays the same."
-    return _smaller(parts, need.total(1, 1) / free)
-
-
 def _smaller(parts: Parts, excess: float) -> str:
     """What to do when one picture is too much; excess: how many times too much."""
-    if not parts.config.gradient_checkpointing:
-        return "Set micro_batch 1, decode_batch 1 and gradient_checkpointing on."
     sides = picture_size(parts)
     width, height = (max(64, int(side / math.sqrt(excess)) // 64 * 64) for side in sides)
-    return f"With micro_batch 1 and decode_batch 1, pictures of {width} x {height} would fit."
+    return f"Pictures of {width} x {height} would fit."

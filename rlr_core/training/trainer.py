@@ -50,7 +50,7 @@ def train(
     """
     trainer = Trainer(model, reward, config, judge=judge, on_event=on_event, check=check)
     try:
-        check_memory(trainer.parts)
+        check_memory(trainer.parts, tell=trainer.journal.warn)
         trainer.counters = trainer.journal.open(resume)
         return trainer.run()
     except BaseException:

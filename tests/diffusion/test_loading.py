@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import socket
@@ -262,11 +263,19 @@ def test_a_header_that_lies_is_refused(tmp_path):
         ({"text_model.encoder.layers.0.layer_norm1.bias": (8,)}, "is a text encoder alone"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)}, "is a UNet without its VAE"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3)}, "inpainting or editing"),
-        ({"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3),
+        ({"model.diffusion_model.input_blocks.0.0.weight": (320, 9, 3, 3),
           "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": (8,)},
-         "Stable Diffusion XL"),
+         "inpainting or editing"),
         ({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (8, 8)}, "Stable Diffusion 3"),
         ({"double_blocks.0.img_attn.qkv.weight": (8, 8)}, "is a Flux model"),
+        ({"double_blocks.0.img_attn.qkv.weight": (8, 8), "double_stream_modulation_img.lin.weight": (8, 8)},
+         "transformer of FLUX.2 alone"),
+        ({"transformer_blocks.0.attn.add_q_proj.weight": (8, 8), "txt_norm.weight": (8,)}, "Qwen-Image"),
+        ({"model.diffusion_model.noise_refiner.0.attention.qkv.weight": (8, 8)}, "Z-Image alone"),
+        ({"blocks.0.cross_attn.q.weight": (8, 8)}, "transformer of Wan alone, which needs its text encoder"),
+        ({"encoder.block.0.layer.0.SelfAttention.q.weight": (8, 8)}, "is a text encoder alone"),
+        ({"model.layers.0.self_attn.q_proj.weight": (8, 8)}, "is a text encoder alone"),
+        ({"decoder.middle.0.residual.0.gamma": (8,)}, "is a VAE alone"),
         ({"something.else": (1,)}, "no model that is known here"),
     ],
 )  # fmt: skip
@@ -275,6 +284,17 @@ def test_a_file_of_another_kind_is_named(tmp_path, tensors, what):
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, path)
     message = refusal(path)
     assert what in message and "Families that can be trained: stable-diffusion" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_quantized_files_are_for_comfyui(tmp_path, dtype):
+    path = tmp_path / "flux_fp8.safetensors"
+    weight = torch.zeros(64, 64).to(dtype)
+    save_file({"double_blocks.0.img_attn.qkv.weight": weight, "img_in.bias": torch.zeros(64)}, path)
+    assert "quantized weights" in refusal(path) and "use it in ComfyUI" in refusal(path)
+    for name in ("model.gguf", "renamed.safetensors"):
+        (tmp_path / name).write_bytes(b"GGUF" + bytes(100))
+        assert "GGUF file" in refusal(tmp_path / name)
 
 
 def test_a_pickle_is_never_opened(tmp_path):
@@ -304,9 +324,9 @@ def test_a_folder_without_an_index_is_no_diffusers_model(copy):
 
 
 def test_another_pipeline_is_named_with_the_families_that_work(copy):
-    (copy / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (copy / "model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
     message = refusal(copy)
-    assert "FluxPipeline" in message and "stable-diffusion" in message
+    assert "KandinskyPipeline" in message and "stable-diffusion" in message
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
@@ -357,6 +377,17 @@ def test_unknown_devices_and_dtypes_name_the_known_ones(folder):
     assert "Unknown device 'gpu'" in refusal(folder, device="gpu")
     if not torch.cuda.is_available():
         assert "sees no CUDA GPU" in refusal(folder, device="cuda")
+
+
+def test_fewer_bits_are_refused_where_they_cannot_be(folder, tmp_path):
+    from tiny_pipelines import write_pipeline
+
+    assert "cannot be held in 4 bits" in refusal(folder, dtype="4bit")
+    assert "need a CUDA GPU, not cpu" in refusal(write_pipeline("flux", tmp_path), dtype="8bit", device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(UserError, match="need bitsandbytes"):
+            loading.check_quantization(torch.device("cuda"))
 
 
 def test_text_encoder_sizes_are_read_from_the_file():

@@ -43,14 +43,42 @@ def test_an_adapted_text_encoder_is_part_of_the_need(make):
     assert both.step > plain.step and both.picture == plain.picture
 
 
-def test_a_run_that_does_not_fit_is_refused_with_settings_that_would(make):
-    parts = make(micro_batch=4)
+def test_a_run_that_does_not_fit_is_cut_into_smaller_pieces_and_says_so(make):
+    parts, said = make(micro_batch=4, decode_batch=3), []
     need = measure(parts)
-    free = int(need.total(2, 1) * 1.01)
-    with pytest.raises(UserError, match=r"needs about .* GiB are free.*would fit: micro_batch 2; the result"):
-        check_memory(parts, free)
-    parts.config.micro_batch = 2
-    assert check_memory(parts, free) == need
+    free = int(max(need.total(2, 0), need.total(0, 1)) * 1.01)
+    assert check_memory(parts, free, said.append) == need
+    assert parts.config.micro_batch == parts.method.problem.micro_batch == int(free / (1.1 * need.step))
+    assert parts.config.decode_batch == parts.scorer.decode_batch == 3
+    assert need.total(parts.config.micro_batch, parts.config.decode_batch) <= free
+    assert not parts.config.gradient_checkpointing and 1 <= parts.config.evaluation.batch < 8
+    (sentence,) = said
+    assert "micro_batch 2 instead of 4" in sentence and "result stays the same" in sentence
+    assert check_memory(parts, free, said.append) == need and len(said) == 1
+
+
+def test_a_run_that_fits_is_left_as_it_is(make):
+    parts, said = make(micro_batch=4, decode_batch=3), []
+    before = parts.config.to_dict()
+    check_memory(parts, 10 * GIB, said.append)
+    assert parts.config.to_dict() == before and not said
+
+
+def test_smaller_pieces_give_the_same_result(make, monkeypatch):
+    left = make("a", micro_batch=4, decode_batch=4)
+    need = measure(left)
+    left.adapter.detach()
+    free = int(max(need.total(1, 0), need.total(0, 1)) * 1.01)
+    rewards = []
+    for name, memory in (("b", None), ("c", free)):
+        parts, events = make(name, micro_batch=4, decode_batch=4), []
+        parts.adapter.detach()
+        monkeypatch.setattr("rlr_core.training.preflight.free_bytes", lambda device, memory=memory: memory)
+        result = train(parts.model, "brightness", parts.config, on_event=events.append)
+        rewards.append([row["reward/mean"] for row in result.metrics if "reward/mean" in row])
+        said = [event.data["message"] for event in events if event.kind == "warning"]
+        assert any("To fit into" in message for message in said) == (memory is not None)
+    assert len(rewards[0]) > 1 and rewards[0] == pytest.approx(rewards[1], rel=1e-4)
 
 
 def test_a_family_that_can_make_room_is_asked_for_what_is_missing_before_a_run_is_refused(make, monkeypatch):
@@ -82,15 +110,20 @@ def test_where_measuring_runs_out_of_memory_room_is_made_once_and_it_is_tried_ag
     assert check_memory(parts, 10 * GIB) == need and found == [10 * GIB]
     tries.clear()
     monkeypatch.setattr(parts.model, "make_room", lambda missing: 0)
+    assert check_memory(parts, 10 * GIB) == need and parts.config.gradient_checkpointing
+    tries.clear()
     with pytest.raises(UserError, match="Not even one picture"):
         check_memory(parts, 10 * GIB)
 
 
 def test_where_one_picture_is_too_much_checkpointing_comes_first_and_size_last(make):
-    with pytest.raises(UserError, match="gradient_checkpointing on"):
-        check_memory(make("a"), 1000)
-    with pytest.raises(UserError, match=r"pictures of \d+ x \d+ would fit"):
-        check_memory(make("b", gradient_checkpointing=True), 1000)
+    parts, said = make("a"), []
+    plain, saving = measure(parts), measure(make("b", gradient_checkpointing=True))
+    free = int((plain.total(1, 1) + saving.total(1, 1)) / 2)
+    assert check_memory(parts, free, said.append) == saving
+    assert parts.config.gradient_checkpointing and "gradient_checkpointing True instead of False" in said[0]
+    with pytest.raises(UserError, match=r"needs about .* are free.* Pictures of \d+ x \d+ would fit"):
+        check_memory(make("c"), 1000)
 
 
 @pytest.mark.slow
@@ -101,7 +134,9 @@ def test_measuring_changes_nothing_in_the_run(make, monkeypatch):
     for parts in (first, second):
         parts.adapter.detach()
     left = train(first.model, "brightness", first.config)
-    monkeypatch.setattr("rlr_core.training.trainer.check_memory", lambda p: (measure(p), check_memory(p)))
+    monkeypatch.setattr(
+        "rlr_core.training.trainer.check_memory", lambda parts, tell: (measure(parts), check_memory(parts))
+    )
     right = train(second.model, "brightness", second.config)
     means = [[row.get("reward/mean") for row in run.metrics] for run in (left, right)]
     assert means[0] == means[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Rows = dict[str, Tensor]
 """Prompts as `encode_prompts` gives them: named tensors whose first dimension is the prompt. They may be no
-more than places in a table that the family keeps for itself: the engine only picks rows."""
+more than places in a table that the family keeps for itself: the engine only picks rows. Where prompts have
+lengths of their own, a boolean 'mask' [N, L] says which places of the others [N, L, ...] are filled, from the
+first on; the engine fills up and cuts off to the length that a batch needs."""
 
 
 class NoiseLevel(NamedTuple):
@@ -66,6 +68,9 @@ class DiffusionModel(ABC):
     lora_layouts: tuple[str, ...] = ("kohya", "diffusers")
     """Layouts of LoRA files that can be written; the first is the one that stock ComfyUI loads whole."""
 
+    quantizable: bool = False
+    """Whether `load` takes `bits`, 4 or 8, and holds the denoiser's weights so."""
+
     # --- loading ---
 
     @classmethod
@@ -74,7 +79,7 @@ class DiffusionModel(ABC):
         raise NotImplementedError
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, dtype: torch.dtype) -> DiffusionModel:
+    def load(cls, path: Path, device: torch.device, dtype: torch.dtype, **options: Any) -> DiffusionModel:
         """Load from `path`, frozen, in eval mode. Raises UserError with a sentence about what is wrong."""
         raise NotImplementedError
 
@@ -96,6 +101,13 @@ class DiffusionModel(ABC):
         While an adapter is in a text encoder, what comes out of it depends on the adapter: the rows are then
         token ids, which `denoise` encodes every time.
         """
+
+    def blank_prompts(self, count: int) -> Rows:
+        """Rows like those of `encode_prompts`, of the longest prompts, with nothing in them: for measuring.
+
+        Raises UserError for a family that cannot.
+        """
+        raise UserError(f"What {self.name} needs cannot be told without running it.")
 
     def release_text_encoders(self) -> None:
         """Move text encoders off the accelerator once every prompt is encoded; not those with an adapter."""
@@ -127,6 +139,10 @@ class DiffusionModel(ABC):
         Differentiable in the latents and in the adapter. `conditioning` holds B rows. No guidance here, but
         for a family with embedded guidance, whose scale it was told by `schedule`.
         """
+
+    def guide(self, without: Tensor, with_prompt: Tensor, scale: float) -> Tensor:
+        """The network's guided output, from those without and with the prompt, [B, ...] each."""
+        return without + scale * (with_prompt - without)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

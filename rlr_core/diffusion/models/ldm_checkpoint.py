@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlr_core.common.weights import Shapes, kind_of, read_header
+from rlr_core.diffusion.models import folders
 from rlr_core.diffusion.models.clip_text_encoder import clip_text_encoder
 from rlr_core.diffusion.models.clip_tokenizer import clip_tokenizer
 from rlr_core.errors import UserError
@@ -38,13 +39,13 @@ def load_parts(path: Path, dtype: torch.dtype) -> dict[str, Any]:
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    shapes, metadata = read_header(path)
+    shapes, metadata, _ = read_header(path)
     version = kind_of(shapes)
     prediction = prediction_type(path, version, shapes, metadata)
     try:
         return {
-            "unet": _network(UNet2DConditionModel, path, unet_config(shapes, version, prediction), dtype),
-            "vae": _network(AutoencoderKL, path, vae_config(shapes), dtype),
+            "unet": network(UNet2DConditionModel, path, unet_config(shapes, version, prediction), dtype),
+            "vae": network(AutoencoderKL, path, vae_config(shapes), dtype),
             "text_encoder": _text_encoder(path, version, text_config(shapes, version), dtype),
             "tokenizer": clip_tokenizer(PAD_TOKEN[version]),
             "scheduler_config": scheduler_config(prediction, zero_snr="ztsnr" in shapes),
@@ -78,7 +79,7 @@ def unet_config(shapes: Shapes, version: str, prediction: str) -> dict[str, Any]
     attention: list[bool] = []
     resnets: list[int] = []
     starts_level = True
-    for index in range(1, _count(shapes, rf"{UNET}input_blocks\.(\d+)\.")):
+    for index in range(1, count(shapes, rf"{UNET}input_blocks\.(\d+)\.")):
         block = f"{UNET}input_blocks.{index}"
         if f"{block}.0.op.weight" in shapes:
             starts_level = True
@@ -111,12 +112,12 @@ def unet_config(shapes: Shapes, version: str, prediction: str) -> dict[str, Any]
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:
     """Configuration of AutoencoderKL for an autoencoder in the original layout."""
-    levels = _count(shapes, rf"{VAE}encoder\.down\.(\d+)\.")
+    levels = count(shapes, rf"{VAE}encoder\.down\.(\d+)\.")
     channels = [shapes[f"{VAE}encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
     return {
         "_class_name": "AutoencoderKL",
         "block_out_channels": channels,
-        "layers_per_block": _count(shapes, rf"{VAE}encoder\.down\.0\.block\.(\d+)\."),
+        "layers_per_block": count(shapes, rf"{VAE}encoder\.down\.0\.block\.(\d+)\."),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "latent_channels": shapes[f"{VAE}decoder.conv_in.weight"][1],
@@ -131,30 +132,50 @@ def text_config(shapes: Shapes, version: str) -> dict[str, Any]:
     1.x: the text tower of CLIP ViT-L/14; 2.x: that of OpenCLIP ViT-H/14 without its last layer.
     """
     if version == "sd1":
-        names = {name.replace(".text_model.", "."): shape for name, shape in shapes.items()}
-        prefix = TEXT["sd1"]
-        vocabulary, width = names[f"{prefix}embeddings.token_embedding.weight"]
-        positions = names[f"{prefix}embeddings.position_embedding.weight"][0]
-        layers = _count(names, rf"{re.escape(prefix)}encoder\.layers\.(\d+)\.")
-        inner = names[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0]
-    else:
-        prefix = TEXT["sd2"]
-        vocabulary, width = shapes[f"{prefix}token_embedding.weight"]
-        positions = shapes[f"{prefix}positional_embedding"][0]
-        layers = _count(shapes, rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.") - 1
-        inner = shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0]
+        return clip_config(shapes, TEXT["sd1"])
+    config = open_clip_config(shapes, TEXT["sd2"])
+    return config | {"num_hidden_layers": config["num_hidden_layers"] - 1}
+
+
+def clip_config(shapes: Shapes, prefix: str) -> dict[str, Any]:
+    """Configuration of a CLIP text tower in transformers' own names."""
+    names = {name.replace(".text_model.", "."): shape for name, shape in shapes.items()}
+    vocabulary, width = names[f"{prefix}embeddings.token_embedding.weight"]
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": max(width // 64, 1),
-        "max_position_embeddings": positions,
-        "hidden_act": "quick_gelu" if version == "sd1" else "gelu",
+        "intermediate_size": names[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": count(names, rf"{re.escape(prefix)}encoder\.layers\.(\d+)\."),
+        "max_position_embeddings": names[f"{prefix}embeddings.position_embedding.weight"][0],
+        "hidden_act": "quick_gelu",
+        "pad_token_id": 49407,
+        **_text_sizes(width),
+    }
+
+
+def open_clip_config(shapes: Shapes, prefix: str) -> dict[str, Any]:
+    """Configuration of an OpenCLIP text tower."""
+    vocabulary, width = shapes[f"{prefix}token_embedding.weight"]
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0],
+        "num_hidden_layers": count(shapes, rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\."),
+        "max_position_embeddings": shapes[f"{prefix}positional_embedding"][0],
+        "hidden_act": "gelu",
+        "pad_token_id": 0,
+        **_text_sizes(width),
+    }
+
+
+def _text_sizes(width: int) -> dict[str, Any]:
+    """What all text towers have in common."""
+    heads = max(width // 64, 1)
+    return {
+        "num_attention_heads": heads,
         "projection_dim": width,
         "bos_token_id": 49406,
         "eos_token_id": 49407,
-        "pad_token_id": 49407 if version == "sd1" else 0,
     }
 
 
@@ -173,7 +194,7 @@ def scheduler_config(prediction: str, zero_snr: bool = False) -> dict[str, Any]:
     }
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def count(shapes: Shapes, pattern: str) -> int:
     """One more than the largest index that `pattern` captures at the start of a name."""
     expression = re.compile(pattern)
     return 1 + max((int(match[1]) for name in shapes if (match := expression.match(name))), default=-1)
@@ -182,14 +203,14 @@ def _count(shapes: Shapes, pattern: str) -> int:
 # --- the networks ---
 
 
-def _network(network: type, path: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+def network(kind: Any, path: Path, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
     """A diffusers network from the file; diffusers reads its configuration from a folder only."""
+    if (module := folders.outline(lambda: kind.from_config(config), dtype)) is not None:
+        return module
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
         try:
-            module = network.from_single_file(
-                str(path), config=folder, torch_dtype=dtype, local_files_only=True
-            )
+            module = kind.from_single_file(str(path), config=folder, torch_dtype=dtype, local_files_only=True)
             return module.to("cpu")
         except NotImplementedError as error:  # a weight that the file lacks stays on the meta device
             raise UserError(f"{path} is incomplete: weights are missing; download it again.") from error
@@ -198,16 +219,19 @@ def _network(network: type, path: Path, config: dict[str, Any], dtype: torch.dty
 
 
 def _text_encoder(path: Path, version: str, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    state = tensors_under(path, TEXT[version])
+    if version == "sd2":
+        state = from_open_clip(state, config["num_hidden_layers"])
+    return text_encoder(path, state, config, dtype)
+
+
+def text_encoder(
+    path: Path, state: dict[str, Tensor], config: dict[str, Any], dtype: torch.dtype, projection: bool = False
+) -> nn.Module:
     """The CLIP text tower of the file, strictly: every weight is there or it is an error."""
-    from safetensors import safe_open
     from transformers import CLIPTextConfig
 
-    with safe_open(path, "pt") as file:
-        prefix = TEXT[version]
-        state = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
-    if version == "sd2":
-        state = _from_open_clip(state, config["num_hidden_layers"])
-    module, missing, unknown = clip_text_encoder(state, CLIPTextConfig(**config), dtype)
+    module, missing, unknown = clip_text_encoder(state, CLIPTextConfig(**config), dtype, projection)
     if missing or unknown:
         raise UserError(
             f"The text encoder in {path} is not as expected: {len(missing)} weights are missing and "
@@ -216,7 +240,16 @@ def _text_encoder(path: Path, version: str, config: dict[str, Any], dtype: torch
     return module
 
 
-def _from_open_clip(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+def tensors_under(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a file whose names begin with a prefix, without it."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def from_open_clip(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
     """transformers' names for the first `layers` layers of an OpenCLIP text tower."""
     names = {
         "ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,14 +12,25 @@ import torch
 from rlr_core.common import weights
 from rlr_core.common.weights import parse_dtype
 from rlr_core.diffusion.models.base import DiffusionModel
+from rlr_core.diffusion.models.quiet import quiet_libraries
 from rlr_core.errors import UserError, nearest
 
 FAMILIES: dict[str, str | type[DiffusionModel]] = {
     "stable-diffusion": "rlr_core.diffusion.models.stable_diffusion:StableDiffusion",
+    "stable-diffusion-xl": "rlr_core.diffusion.models.stable_diffusion_xl:StableDiffusionXL",
+    "stable-diffusion-3": "rlr_core.diffusion.models.stable_diffusion_3:StableDiffusion3",
+    "flux": "rlr_core.diffusion.models.flux:Flux",
+    "qwen-image": "rlr_core.diffusion.models.qwen_image:QwenImage",
+    "z-image": "rlr_core.diffusion.models.z_image:ZImage",
+    "flux2": "rlr_core.diffusion.models.flux2:Flux2Klein",
+    "wan": "rlr_core.diffusion.models.wan:Wan",
+    "animatediff": "rlr_core.diffusion.models.animatediff:AnimateDiff",
 }
 """Family name -> 'module:Class' (or the class). A new family is one new file and one line here."""
 
 BUILT_IN = ("demo",)
+QUANTIZED = {"4bit": 4, "8bit": 8}
+"""Names of types that hold frozen weights in fewer bits."""
 
 
 def load_model(
@@ -30,12 +40,14 @@ def load_model(
 
     path: 'demo', a diffusers folder, or a .safetensors checkpoint. device: None takes CUDA, else MPS, else
     the CPU. dtype of the frozen weights: None takes bfloat16 on CUDA (float16 where the card has no
-    bfloat16), float32 elsewhere. Raises UserError, saying what the path is, when no family can load it.
+    bfloat16), float32 elsewhere; '4bit' and '8bit' hold a transformer's weights so, by bitsandbytes, and
+    compute in that type. Raises UserError, saying what the path is, when no family can load it.
     """
     device = find_device(device)
-    dtype = find_dtype(dtype, device)
+    bits = QUANTIZED.get(dtype) if isinstance(dtype, str) else None
+    dtype = find_dtype(None if bits else dtype, device)
     built_in = str(path) in BUILT_IN
-    model = _load(Path(_built_in(str(path)) if built_in else path).expanduser(), device, dtype)
+    model = _load(Path(_built_in(str(path)) if built_in else path).expanduser(), device, dtype, bits)
     model.source = str(path)
     if built_in:
         model.name = str(path)
@@ -76,10 +88,23 @@ def find_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
     return parse_dtype(dtype)
 
 
-def _load(path: Path, device: torch.device, dtype: torch.dtype) -> DiffusionModel:
+def _load(path: Path, device: torch.device, dtype: torch.dtype, bits: int | None) -> DiffusionModel:
     family = recognize(path)
-    with _quiet_libraries():
-        return family.load(path, device, dtype)
+    with quiet_libraries():
+        if bits is None:
+            return family.load(path, device, dtype)
+        if not family.quantizable:
+            raise UserError(f"{path} cannot be held in {bits} bits; leave dtype out, or use bf16 or fp16.")
+        check_quantization(device)
+        return family.load(path, device, dtype, bits=bits)
+
+
+def check_quantization(device: torch.device) -> None:
+    """Raise UserError where weights cannot be held in 4 or 8 bits."""
+    if device.type != "cuda":
+        raise UserError(f"Weights in 4 or 8 bits need a CUDA GPU, not {device.type}; leave dtype out.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("Weights in 4 or 8 bits need bitsandbytes: `pip install 'bitsandbytes>=0.48'`.")
 
 
 def recognize(path: str | Path) -> type[DiffusionModel]:
@@ -99,26 +124,6 @@ def recognize(path: str | Path) -> type[DiffusionModel]:
         if family.recognizes(path):
             return family
     raise UserError(f"{path} {_what_it_is(path)}. Families that can be trained: {', '.join(FAMILIES)}.")
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """No progress bars and remarks of diffusers and transformers inside; errors still get through."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(verbosity[0])
-        transformers_logging.set_verbosity(verbosity[1])
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _family(name: str) -> type[DiffusionModel]:
