@@ -86,11 +86,11 @@ def measure_methods(
                     parameter.copy_(spread * torch.randn(parameter.shape, generator=generator))
         parameters = parts.adapter.parameters()
         others = _estimates(parts, MethodConfig("full"), updates, first_step=100_000)
-        along = moments(others, random_directions(parameters, 1)).mean
-        directions = [along, *random_directions(parameters, 4)]
+        elsewhere = moments(others, random_directions(parameters, 1))
+        directions = [elsewhere.mean, *random_directions(parameters, 4)]
         truth = moments(_estimates(parts, MethodConfig("full"), updates, first_step=0), directions)
         for name, options in (methods or methods_for(parts.chain.T)).items():
-            yield _measure(parts, name, options, updates, directions, truth)
+            yield _measure(parts, name, options, updates, directions, truth, elsewhere)
     finally:
         parts.adapter.detach()
 
@@ -102,14 +102,16 @@ def _measure(
     updates: int,
     directions: list[list[Tensor]],
     truth: Moments,
+    elsewhere: Moments,
 ) -> GradientQuality:
+    """truth: full back-propagation on the same batches; elsewhere: on others."""
     counts = parts.chain.evaluations
     forward, backward, start = counts.forward, counts.backward, time.monotonic()
     estimated = moments(_estimates(parts, options, updates, first_step=0), directions)
     return GradientQuality(
         name,
         relative_noise(estimated, truth),
-        cosine(estimated, truth),
+        cosine(estimated, elsewhere),
         float(paired_z_scores(estimated, truth).abs().max()),
         (counts.forward - forward) // updates,
         (counts.backward - backward) // updates,

@@ -62,10 +62,15 @@ def relative_noise(estimated: Moments, truth: Moments) -> float:
 
 
 def cosine(estimated: Moments, truth: Moments) -> float:
-    """Cosine of the expectation and the truth, noise taken out of the norms; NaN where it drowns them."""
-    if estimated.square <= 0 or truth.square <= 0:
+    """Cosine of the expectation and the truth, noise taken out of the norms.
+
+    truth: of other batches, or the noise that both saw would count as agreement. NaN where the noise of a
+    mean is as long as what it hides.
+    """
+    if any(each.square <= each.variance / each.count for each in (estimated, truth)):
         return float("nan")
-    return float(_inner(estimated.mean, truth.mean)) / (estimated.square * truth.square) ** 0.5
+    found = float(_inner(estimated.mean, truth.mean)) / (estimated.square * truth.square) ** 0.5
+    return max(-1.0, min(1.0, found))
 
 
 def random_directions(parameters: list[Tensor], count: int, seed: int = 0) -> list[list[Tensor]]:

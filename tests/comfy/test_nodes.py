@@ -84,11 +84,13 @@ def test_inputs_that_are_settings_are_made_from_their_fields(pack, node):
         setting, made = known[key], inputs[name]
         assert setting.help[1:].rstrip(".") in made.tooltip
         default = otherwise.get((node, name), setting.default)
-        assert made.default == (default if default is not None else 0)
+        left_open = "" if setting.types[0] is str else 0
+        assert made.default == (default if default is not None else left_open)
         if setting.choices:
             assert made.options == list(setting.choices)
         elif setting.types[0] in (int, float):
-            assert made.max <= (setting.high or made.max) and setting.low <= (made.min or setting.low)
+            assert made.max <= (setting.high or made.max)
+            assert setting.low is None or setting.low <= (made.min or setting.low)
 
 
 def test_inputs_left_open_and_numbers_arrive_as_settings(pack):
