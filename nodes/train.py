@@ -149,7 +149,7 @@ def train_inputs() -> list[io.Input]:
         RlrMethod.Input(
             "method",
             optional=True,
-            tooltip="How it is trained: RLR Method; auto if nothing is connected.",
+            tooltip="How it is trained: RLR Method; adaptive if nothing is connected.",
         ),
         RlrReward.Input(
             "judge",

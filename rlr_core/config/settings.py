@@ -73,7 +73,7 @@ class MethodConfig(Settings):
 
     section: ClassVar[str] = "method"
 
-    name: str = setting("auto", "How the model learns; a row of `rlr list methods`.")
+    name: str = setting("adaptive", "How the model learns; a row of `rlr list methods`.")
     kl_weight: float = setting(
         0.0,
         "Weight of the KL divergence to the base model: keeps the model from pleasing the reward at any "

@@ -20,7 +20,7 @@ def demo_config(out: str | Path = "runs/demo", seed: int = 0) -> TrainConfig:
         prompts=training_prompts(),
         steps=200,
         batch=16,
-        samples_per_prompt=4,
+        samples_per_prompt=1,
         micro_batch=16,
         decode_batch=16,
         seed=seed,
@@ -28,7 +28,7 @@ def demo_config(out: str | Path = "runs/demo", seed: int = 0) -> TrainConfig:
         save_every=5,
         keep_samples=8,
         sampler=SamplerConfig(steps=6, eta=0.7, guidance=3.0),
-        method=MethodConfig(name="auto"),
+        method=MethodConfig(name="adaptive"),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=5, ema_decay=0.9),
         evaluation=EvaluationConfig(
             judge="judge", prompts=held_out_prompts(), samples=384, every=100, batch=64

@@ -18,7 +18,7 @@ class Adaptive(WalkMethod):
     summary = (
         "back-propagation and the sampler's noise at every step, each weighted by how reliable it has been"
     )
-    when = "smooth rewards; method.budget trades precision for speed"
+    when = "the default; method.budget trades precision for speed"
     needs_gradient = "used"
     compares = False
     needs_baseline = True

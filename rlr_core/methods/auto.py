@@ -41,7 +41,7 @@ class Auto(Method):
 
     name = "auto"
     summary = "adaptive where a short trial shows that the reward's gradient raises it, awm elsewhere"
-    when = "the default, for any reward"
+    when = "runs of a hundred updates or so, with a judge: in longer ones awm can fall apart"
     needs_gradient = "used"
 
     def __init__(self, problem: Problem, options: MethodConfig):
