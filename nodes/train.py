@@ -48,7 +48,7 @@ SETTINGS = {
     "evaluate_every": "evaluation.every",
     "evaluation_samples": "evaluation.samples",
     "stop_when_judge_drops": "evaluation.stop_when_judge_drops",
-    "max_grad_ratio": "optimizer.max_grad_ratio",
+    "max_grad_norm": "optimizer.max_grad_norm",
     "ema_decay": "optimizer.ema_decay",
     "text_encoder": "lora.text_encoder",
 }
@@ -191,7 +191,7 @@ def train_inputs() -> list[io.Input]:
         take("evaluate_every", advanced=True, max=10_000),
         take("evaluation_samples", advanced=True, default=16, max=1024),
         take("stop_when_judge_drops", advanced=True),
-        take("max_grad_ratio", advanced=True, max=1000.0),
+        take("max_grad_norm", advanced=True, max=1000.0, round=0.0001),
         take("ema_decay", advanced=True, round=0.0001),
         take("text_encoder", advanced=True),
     ]

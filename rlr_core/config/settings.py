@@ -331,15 +331,19 @@ class OptimizerConfig(Settings):
     )
     weight_decay: float = setting(0.0, "Decoupled weight decay of the LoRA.", ge=0)
     max_grad_ratio: float = setting(
-        1.0,
-        "Gradients longer than this many times the median of the last updates are shortened to it, so that "
-        "one bad batch cannot spoil a run; 0 leaves them as they are.",
+        0.0,
+        "Gradients longer than this many times the median of the last updates are shortened to it; 0 is no "
+        "such limit. It knows nothing of what is usual while a run is young.",
         ge=0,
         le=1000,
         step=0.1,
     )
     max_grad_norm: float = setting(
-        0.0, "Gradients longer than this are shortened to it; 0 is no such limit.", ge=0, step=0.01
+        1.0,
+        "Gradients longer than this are shortened to it; 0 leaves them as they are. When the reward falls "
+        "apart, set it to the usual gradient/norm of metrics.jsonl.",
+        ge=0,
+        step=0.01,
     )
     ema_decay: float = setting(
         0.0,

@@ -315,7 +315,7 @@ def test_the_defaults_pass():
         (["optimizer.beta2=1"], "optimizer.beta2 is 1.0"),
         (["steps=0"], "steps is 0; it must be between 1"),
         (["batch=10"], "batch 10 is not a multiple of samples_per_prompt 4"),
-        (["batch=1", "samples_per_prompt=1"], "A batch of 1 has nothing to compare with"),
+        (["batch=1", "samples_per_prompt=1"], "batch of 1 has no baseline"),
         (["micro_batch=0"], "micro_batch is 0"),
         (["seed=-1"], "seed is -1"),
         (["evaluation.samples=1"], "evaluation.samples is 1"),

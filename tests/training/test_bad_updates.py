@@ -11,7 +11,9 @@ from rlr_core.training.optimizer import REMEMBERED_NORMS, AdapterOptimizer
 def walk(gradients, **options) -> torch.Tensor:
     """Where steps along these gradients lead from 0."""
     parameter = torch.nn.Parameter(torch.zeros(4))
-    config = OptimizerConfig(learning_rate=1e-2, warmup=0, **options)
+    config = OptimizerConfig(
+        **{"learning_rate": 1e-2, "warmup": 0, "max_grad_norm": 0.0, "max_grad_ratio": 1.0} | options
+    )
     optimizer = AdapterOptimizer([parameter], config, len(gradients))
     for step, gradient in enumerate(gradients):
         optimizer.step([gradient], step)
