@@ -8,6 +8,7 @@ import torch
 from rlr_core.diffusion.chain import Chain
 from rlr_core.diffusion.conditioning import Conditioning
 from rlr_core.diffusion.kernels import Step
+from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.diffusion.rollout import Noise, rollout
 from rlr_core.errors import UserError
 from rlr_core.evaluation.measures import ConfidenceInterval, Evaluation, difference, diversity, evaluate, plan
@@ -23,6 +24,7 @@ class Painter:
     """A model whose pictures follow their prompt's brightness and their noise; row 0 is the empty prompt."""
 
     guidance_kind = "cfg"
+    guide = DiffusionModel.guide
     table = {"shift": torch.tensor([0.0, *(SHIFT[prompt] for prompt in PROMPTS)])}
 
     def denoise(self, latents, timestep, conditioning):

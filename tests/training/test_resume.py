@@ -47,12 +47,13 @@ def die() -> None:
 
 
 def killed_at_event(settings, kind, count, resume):
-    """Run until the `count`-th event of a kind, and die there."""
-    seen = 0
+    """Run until the `count`-th event of a kind after the start, and die there."""
+    seen, started = 0, False
 
     def on_event(event):
-        nonlocal seen
-        seen += event.kind == kind
+        nonlocal seen, started
+        started = started or event.kind == "start"
+        seen += started and event.kind == kind
         if seen == count:
             die()
 

@@ -16,13 +16,16 @@ from rlr_core.config import TrainConfig, load_config
 from rlr_core.errors import UserError
 from rlr_core.training import run_folder
 from rlr_core.training.run_folder import RunFolder, read_metrics
+from rlr_core.training.run_lock import LOCK, OWNER
 
 CONFIG = TrainConfig(prompts=["a red circle"], steps=7)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder.create(tmp_path / "run", CONFIG)
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    folder.close()  # so that a test can be the next who writes
+    return folder
 
 
 def state_of(number):
@@ -70,7 +73,7 @@ def test_create_takes_an_empty_folder_and_one_of_a_run_killed_at_birth(tmp_path)
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / ".writing-config.yaml").write_text("mod")
     RunFolder.create(tmp_path / "killed", CONFIG)
-    assert os.listdir(tmp_path / "killed") == ["config.yaml"]
+    assert sorted(os.listdir(tmp_path / "killed")) == [LOCK, OWNER, "config.yaml"]
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "plain folder"])
@@ -86,7 +89,8 @@ def test_open_refuses_what_is_no_run_folder(tmp_path, kind):
 
 def test_resume_extends_a_run_and_keeps_the_new_config(folder):
     longer = TrainConfig(prompts=["a red circle"], steps=20)
-    assert RunFolder.resume(folder.path, longer).config.steps == 20
+    resumed = RunFolder.resume(folder.path, longer)
+    assert resumed.config.steps == 20
     assert RunFolder.open(folder.path).config.steps == 20
 
 
