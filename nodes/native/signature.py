@@ -11,6 +11,8 @@ from torch import Tensor
 
 SAMPLED = 16
 """Values of every tensor that go into the signature."""
+UNSURE = "text_projection.weight"
+"""Many CLIP files leave it out, and ComfyUI then leaves it as the memory that it found: another every time."""
 
 
 def signature(model: Any, clip: Any = None, vae: Any = None) -> str:
@@ -47,7 +49,7 @@ def _patcher(name: str, patcher: Any) -> Iterator[str]:
     }
     for key, saved in getattr(patcher, "backup", {}).items():
         weights[key] = getattr(saved, "weight", saved)
-    yield from _named(name, weights)
+    yield from _named(name, {key: value for key, value in weights.items() if not key.endswith(UNSURE)})
     for key in sorted(map(str, patcher.patches)):
         for strength, value, strength_model, offset, _ in patcher.patches.get(key, ()):
             yield f"patch {key} {strength} {strength_model} {offset}"
