@@ -12,7 +12,7 @@ from torch import Tensor
 SAMPLED = 16
 """Values of every tensor that go into the signature."""
 UNSURE = "text_projection.weight"
-"""Many CLIP files leave it out, and ComfyUI then leaves it as the memory that it found: another every time."""
+"""Many CLIP files leave it out, and ComfyUI then leaves whatever was in that memory."""
 
 
 def signature(model: Any, clip: Any = None, vae: Any = None) -> str:
