@@ -212,7 +212,7 @@ def _cost(function: Callable[[], Tensor], device: torch.device) -> int:
         if not isinstance(tensor, torch.nn.Parameter):
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # as it is, an output would hold its own graph and never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = function()

@@ -211,7 +211,7 @@ def test_a_part_of_the_steps_is_the_stock_lora_there_and_nothing_elsewhere(
     nearly_all = run("RLR_ApplyLoRA", **same, end_percent=0.99)
     assert (sampled(*nearly_all) - whole).norm() < 1e-2 * size
     first_half = sampled(*run("RLR_ApplyLoRA", **same, end_percent=0.5))
-    assert (first_half - whole).norm() > 0.01 * size and (first_half - without).norm() > 0.01 * size
+    assert (first_half - whole).norm() > 3e-3 * size and (first_half - without).norm() > 3e-3 * size
     between_two_steps, told = run("RLR_ApplyLoRA", **same, start_percent=0.4, end_percent=0.6)
     assert torch.equal(sampled(between_two_steps, clip), without)
     assert torch.equal(told_in_comfyui(told, "a dog"), told_in_comfyui(tuned[1], "a dog"))
