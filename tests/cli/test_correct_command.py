@@ -24,6 +24,7 @@ def photos(here):
 
 
 def test_a_corrector_is_trained_and_sampled_through(rlr, here, photos, tiny_sd_folder):
+    pytest.importorskip("torch_fidelity")  # of the extra `fidelity`
     train = ["correct", "--model", tiny_sd_folder, "--pictures", photos, "--updates", 20, "--samples", 20]
     code, output, error = rlr(*train, "--out", "made", *FEW)
     assert code == 0, error

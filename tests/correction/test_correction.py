@@ -142,6 +142,7 @@ def test_pictures_come_with_their_captions_and_cover_the_size(tmp_path):
 
 
 def test_distances_tell_one_law_from_another():
+    pytest.importorskip("torch_fidelity")
     rng = torch.Generator().manual_seed(0)
     first, second = torch.rand(2, 200, 3, 8, 8, generator=rng)
 
