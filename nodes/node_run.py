@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from . import host, images, live, questions, sampling, sockets
+from .schema import workflow_of
 
 if TYPE_CHECKING:
     from rlr_core.config import TrainConfig
@@ -26,9 +27,7 @@ class NodeRun:
         """node: the node's class, which knows its place in the workflow; person: who is asked, if anybody."""
         self.config, self.model, self.person = config, model, person
         self.node = str(node.hidden.unique_id)
-        info = node.hidden.extra_pnginfo or {}
-        # so that a view is not drawn into another workflow's node of the same number
-        self.workflow = str((info.get("workflow") or {}).get("id") or "")
+        self.workflow = workflow_of(node)
 
     def outputs(self, base: Path, restart: bool) -> io.NodeOutput:
         """Go on with the run of these settings in `base` or beside it, or begin one; what the node gives."""

@@ -12,7 +12,7 @@ from rlr_core.errors import UserError
 from . import pair_questions, sockets
 from .images import to_engine
 from .prompts import lines
-from .schema import CATEGORY, Node, RlrReward, opt
+from .schema import CATEGORY, Node, RlrReward, opt, workflow_of
 from .score import scores_of
 
 BY_CLICK, BY_REWARD = "by click", "by reward"
@@ -87,8 +87,7 @@ class PreferencesNode(Node):
         collection = pair_questions.collection(name)
         for *pair, text, choice in zip(to_engine(left), to_engine(right), prompts, choices, strict=True):
             collection.add(*pair, text, choice)
-        workflow = ((cls.hidden.extra_pnginfo or {}).get("workflow") or {}).get("id") or ""
-        undecided = pair_questions.ask(name, str(cls.hidden.unique_id), str(workflow))
+        undecided = pair_questions.ask(name, str(cls.hidden.unique_id), workflow_of(cls))
         path = pair_questions.pairs_file(name)
         count = collection.save(path)
         report = f"{count} pairs in {path.name}" + (

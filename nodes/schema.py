@@ -30,6 +30,13 @@ def opt(**keywords: Any) -> dict[str, Any]:
     return {name: value for name, value in keywords.items() if name in _SCHEMA_FIELDS}
 
 
+def workflow_of(node: type[io.ComfyNode]) -> str:
+    """The id of the workflow in which a node runs, or '': a view is drawn into that one's node, and not into
+    another's of the same number."""
+    info = node.hidden.extra_pnginfo or {}
+    return str((info.get("workflow") or {}).get("id") or "")
+
+
 def rare(kind: type, name: str, **keywords: Any) -> io.Input:
     """An input that few need: folded away (`advanced`) in the versions of ComfyUI that can."""
     if "advanced" in inspect.signature(kind.__init__).parameters:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlr_core.errors import UserError
+from rlr_core.errors import UserError, one_line
 
 
 def read_text(path: str | Path, what: str, most: int, way_out: str = "") -> str:
@@ -23,5 +23,5 @@ def read_text(path: str | Path, what: str, most: int, way_out: str = "") -> str:
             )
         return place.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: a name with a null character, text that is not UTF-8
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        reason = one_line(getattr(error, "strerror", None) or error)
         raise UserError(f"Cannot read the {what} {str(path)!r}: {reason}.") from error

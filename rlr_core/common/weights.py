@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rlr_core.errors import UserError, nearest
+from rlr_core.errors import UserError, nearest, one_line
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -125,8 +125,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # the library raises its own, and what its parsers of headers and types do
-        reason = " ".join(f"{error}".split())[:200]
-        raise UserError(f"{path} is damaged or not a .safetensors file ({reason}).") from error
+        raise UserError(f"{path} is damaged or not a .safetensors file ({one_line(error)}).") from error
 
 
 def kind(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from rlr_core.common.text_files import read_text
 from rlr_core.config.base import shown, unknown
 from rlr_core.config.settings import TrainConfig
-from rlr_core.errors import UserError
+from rlr_core.errors import UserError, one_line
 
 LARGEST = 8 * 2**20
 """Bytes of a config file; lists of many thousand prompts fit."""
@@ -86,7 +86,7 @@ def _parsed(text: str, name: str) -> Any:
     except RecursionError:
         raise UserError(f"{name} is not a config: it is nested too deeply.") from None
     except Exception as error:  # besides YAMLError whatever its readers of dates, numbers and tags run into
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300) or type(error).__name__
         raise UserError(f"{name} is not YAML: {reason}.") from None
     _refuse_hostile(data, name)
     return data

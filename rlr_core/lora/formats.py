@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rlr_core.common.atomic import replacing
-from rlr_core.errors import UserError
+from rlr_core.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from rlr_core.diffusion.models.base import DiffusionModel
@@ -238,8 +238,7 @@ def _diffusers_alphas(
     try:
         return _alphas_by_name(json.loads(metadata[DIFFUSERS_METADATA]), names)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(f"{error}".split())[:200]
-        raise UserError(f"{path} has no readable {DIFFUSERS_METADATA}: {reason}.") from error
+        raise UserError(f"{path} has no readable {DIFFUSERS_METADATA}: {one_line(error)}.") from error
 
 
 def _alphas_by_name(settings: Mapping[str, Any], names: Mapping[str, object]) -> dict[str, float]:

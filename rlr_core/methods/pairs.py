@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlr_core.common.atomic import replacing
-from rlr_core.errors import UserError
+from rlr_core.errors import UserError, one_line
 
 
 @dataclass
@@ -57,9 +57,8 @@ def load_pairs(path: str | Path) -> Pairs:
             prompts = json.loads((file.metadata() or {}).get("prompts", "[]"))
             preferred, rejected = file.get_tensor("preferred"), file.get_tensor("rejected")
     except Exception as error:  # safetensors raises what it likes for a damaged header
-        reason = " ".join(f"{error}".split())[:200]
         raise UserError(
-            f"{str(path)!r} is no file of preferences: {reason}; collect the pairs anew."
+            f"{str(path)!r} is no file of preferences: {one_line(error)}; collect the pairs anew."
         ) from error
     fits = preferred.ndim == 4 and preferred.shape == rejected.shape and preferred.shape[1] == 3
     if not fits or preferred.dtype != torch.uint8 or rejected.dtype != torch.uint8 or not len(preferred):

@@ -117,11 +117,11 @@ def read_tensors(path: Path, needed: WeightFile) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path, needed: WeightFile) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
+    from rlr_core.common.weights import read_tensors
 
     try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises what it likes for a damaged header
+        return read_tensors(path)
+    except UserError as error:
         raise UserError(f"{path} is truncated or not a .safetensors file. {needed.advice()}") from error
 
 

@@ -87,7 +87,7 @@ class AdapterOptimizer:
         """What a gradient is shortened to.
 
         A reward's gradient is heavy-tailed, and Adam remembers one that is a hundred times as long for as
-        many updates: what is usual in this run is the limit, whatever its units are.
+        many updates.
         """
         c = self.config
         usual = statistics.median(self.norms) * c.max_grad_ratio if c.max_grad_ratio else math.inf

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlr_core.common.atomic import TEMPORARY, disk, remove_temporaries, replacing
 from rlr_core.config import TrainConfig, load_config, save_config, state_differences
-from rlr_core.errors import UserError
+from rlr_core.errors import UserError, one_line
 from rlr_core.training.run_lock import LOCK, OWNER, RunLock
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class RunFolder:
 
 def damaged_state(path: Path, error: Exception) -> UserError:
     """What to say of a state that cannot be put back."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    reason = one_line(f"{type(error).__name__}: {error}")
     return UserError(
         f"The state {str(path)!r} is damaged ({reason}). Delete it to run again from the beginning."
     )

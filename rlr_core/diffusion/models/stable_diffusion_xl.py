@@ -15,8 +15,7 @@ from rlr_core.common import weights as weight_files
 from rlr_core.diffusion.models import folders, sdxl_checkpoint
 from rlr_core.diffusion.models.base import Rows
 from rlr_core.diffusion.models.peft_layers import has_adapter
-from rlr_core.diffusion.models.unet import ENCODE_BATCH, UNetModel
-from rlr_core.errors import UserError
+from rlr_core.diffusion.models.unet import ENCODE_BATCH, UNetModel, refuse_editing_models
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -84,12 +83,7 @@ class StableDiffusionXL(UNetModel):
     @classmethod
     def load(cls, path: Path, device: torch.device, dtype: torch.dtype) -> StableDiffusionXL:
         parts = _load_folder(path, dtype) if path.is_dir() else sdxl_checkpoint.load_parts(path, dtype)
-        unet = parts["unet"]
-        if unet.config.in_channels != 4 or unet.config.out_channels != 4:
-            raise UserError(
-                f"{path} takes {unet.config.in_channels} latent channels (an inpainting or editing model); "
-                "use a plain text-to-image checkpoint."
-            )
+        refuse_editing_models(path, parts["unet"])
         return cls(name=path.name, **parts, device=device, dtype=dtype)
 
     # --- prompts ---

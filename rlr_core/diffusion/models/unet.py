@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -146,6 +147,15 @@ class UNetModel(DiffusionModel):
         if layout == "diffusers":
             return [f"{network}.{p}" for p in paths]
         return [f"{prefix}{p.replace('.', '_')}" for prefix in self.kohya_prefixes[network] for p in paths]
+
+
+def refuse_editing_models(path: Path, unet: Any) -> None:
+    """Raise UserError for a UNet that takes or gives more than the latents of a picture."""
+    if unet.config.in_channels != 4 or unet.config.out_channels != 4:
+        raise UserError(
+            f"{path} takes {unet.config.in_channels} latent channels (an inpainting or editing model); "
+            "use a plain text-to-image checkpoint."
+        )
 
 
 def check_size(name: str, height: int, width: int, multiple: int) -> None:
