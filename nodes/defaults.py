@@ -35,7 +35,9 @@ def settings(
 
     judged: whether there is a judge; person: whether a person rates the pictures.
     """
-    wanted = _of_the_demo(method) if model.path == "demo" else _of_a_model(model)
+    wanted = _of_the_demo(method, person) if model.path == "demo" else _of_a_model(model)
+    if person:
+        wanted["evaluation.every"] = 1
     wanted["evaluation.stop_when_judge_drops"] = judged and not person
     wanted.setdefault("samples_per_prompt", pictures_per_prompt(batch))
     return wanted
@@ -81,7 +83,7 @@ def prompts(chosen: sockets.Prompts, model: sockets.Model) -> sockets.Prompts:
     return sockets.Prompts(training_prompts(), held_out_prompts())
 
 
-def _of_the_demo(method: MethodConfig) -> dict[str, Any]:
+def _of_the_demo(method: MethodConfig, person: bool) -> dict[str, Any]:
     """The demo's own settings, for a run of about a hundred updates with a curve to look at."""
     from rlr_core.demo.preset import demo_config
     from rlr_core.methods import method_class
@@ -98,6 +100,8 @@ def _of_the_demo(method: MethodConfig) -> dict[str, Any]:
         "evaluation.every": 25,
         "evaluation.samples": 128,
     }
+    if person:  # a few updates, each of them to be seen
+        wanted |= {"optimizer.max_grad_norm": 0.1, "optimizer.ema_decay": 0.0, "evaluation.samples": 64}
     if issubclass(method_class(method.name), WalkMethod):
         wanted["samples_per_prompt"] = config.samples_per_prompt
     return wanted

@@ -117,7 +117,7 @@ WIDGETS = [
         "evaluation.every",
         "evaluation: every (updates)",
         0,
-        "10, 25 for the built-in model",
+        "10, 25 for the built-in model, 1 with RLR Rate",
         {"max": 10_000},
     ),
     Widget(

@@ -38,10 +38,12 @@ AESTHETIC_FILES = (
     "Nothing is downloaded by itself. Press R after copying files."
 )
 
-GAP = 50
-"""Between one node and the title of the next, and between columns."""
-TOP = 60
-COLOR = "#3f4a5c"
+GAP = 44
+"""Between a node and the next in its column, whose title is 30 high."""
+WIDE_GAP = 72
+"""Where there is room: Vue nodes are higher than those of the canvas."""
+COLOR = "#7a9cc6"
+"""Of a group."""
 PLAIN = "Everything else follows from the model; **RLR Train Settings**, connected to *settings*, changes it."
 
 
@@ -54,63 +56,62 @@ def note(text: str, height: int) -> dict[str, Any]:
 # node ids, (node id, height) and notes.
 LAYOUT: dict[str, dict[str, Any]] = {
     "rlr-demo": {
+        "gap": WIDE_GAP,
         "columns": [
             ("1  What to learn", 320, [
                 "1", ("2", 150), "3", "4",
                 note("**Press Run.** A tiny model that comes with RLR learns to draw what its captions say, "
                      "in a few minutes on a CPU.\n\nIt is trained for the *reward*; the *judge* only "
                      "watches, on captions that training never sees.\n\nCancel and Run again: it goes on. "
-                     "Raise *steps* and it goes on, too.", 220),
+                     "Raise *steps* and it goes on, too.", 150),
             ]),
             ("2  Train", 460, ["5"]),
-            ("3  What came out", 520, [("6", 380), ("7", 330)]),
+            ("3  What came out", 520, [("6", 360), ("7", 270)]),
         ],
         "titles": {"3": "Reward: what is trained for", "4": "Judge: only watches", "6": "Before and after",
                    "7": "Chart"},
     },
     "rlr-first-lora": {
+        "gap": WIDE_GAP,
         "columns": [
             ("1  What to learn", 320, [
-                "1", ("2", 240), "3",
+                "1", ("2", 220), "3",
                 note("**Choose your checkpoint and press Run.** Stable Diffusion 1, 2 or XL; no other file "
                      "is needed.\n\n*auto* trains for saturated colors, which is soon seen. Then choose what "
-                     f"you want in *Reward*: some need a file and say which.\n\n{PLAIN}", 260),
+                     f"you want in *Reward*: some need a file and say which.\n\n{PLAIN}", 210),
             ]),
             ("2  Train", 460, ["4"]),
-            ("3  What came out", 480, [("6", 560), "5"]),
+            ("3  What came out", 480, [("6", 480), "5"]),
         ],
         "titles": {"3": "Reward: what is trained for", "6": "Before and after"},
     },
     "rlr-rate": {
         "columns": [
             ("1  What to learn", 300, [
-                "1", ("2", 130), "4", "8",
-            ]),
-            ("2  You rate", 500, [("3", 780)]),
-            ("3  Train", 420, ["5"]),
-            ("4  What came out", 330, [
-                ("6", 330),
-                "7",
+                "1", ("2", 150), "4",
                 note("**Press Run.** Sixteen pictures appear in *Rate*. Mark those you like with a click and "
                      "those you do not with two: on the left, large. Press **Next**: the model learns your "
                      "taste, makes new pictures and asks again.\n\nTwo or three rounds are enough to see it. "
                      "Clicks are stored at once: nothing is lost by a reload, a restart or Cancel.\n\n"
-                     "*steps* is the number of rounds. If the pictures fall apart, set *learning rate* of "
-                     "the settings to 0.001.", 240),
+                     "*steps* is the number of rounds. If the pictures fall apart, connect RLR Train "
+                     "Settings and set *learning rate* to 0.001.", 290),
             ]),
+            ("2  You rate", 470, [("3", 760)]),
+            ("3  Train", 400, ["5"]),
+            ("4  What came out", 330, [("6", 330), "7"]),
         ],
         "titles": {"3": "Rate: you are the reward", "4": "Judge: only watches", "6": "Before and after",
                    "7": "Method: many steps on each round"},
     },
     "rlr-sd15-aesthetic": {
         "columns": [
-            ("1  What to learn", 280, [
-                "1", ("2", 170), "3", "4", note(SD15_FILES + AESTHETIC_FILES + f"\n\n{PLAIN}", 300),
+            ("1  What to learn", 270, ["1", ("2", 170), "3", "4"]),
+            ("2  Train", 380, ["5", "6"]),
+            ("3  Use it", 260, ["7", "8", ("9", 90), ("10", 80), "11"]),
+            (None, 260, ["12", "14", "13", "15"]),
+            ("4  Look", 300, [
+                ("16", 250), ("17", 250), note(SD15_FILES + AESTHETIC_FILES + f"\n\n{PLAIN}", 220),
             ]),
-            ("2  Train", 400, ["5", "6"]),
-            ("3  Use it", 270, ["7", "8", ("9", 90), ("10", 80), "11"]),
-            (None, 270, ["12", "14", "13", "15"]),
-            ("4  Look", 300, [("16", 350), ("17", 350)]),
         ],
         "titles": {"3": "Reward: aesthetic", "4": "Judge: CLIP score", "12": "KSampler, without the LoRA",
                    "13": "KSampler, with the LoRA", "16": "Without", "17": "With the LoRA",
@@ -130,34 +131,32 @@ LAYOUT: dict[str, dict[str, Any]] = {
     "rlr-dcot": {
         "columns": [
             ("1  What to learn", 300, [
-                "1", ("2", 380), "3", "4",
+                "1", ("2", 320), "3", "4",
                 note("**Prompts in stages.** The first fifth of the steps gets the *coarse* prompt, which "
                      "sets the layout; the rest gets the *fine* one.\n\nLines with the same number belong "
                      "together. *middle* makes a third stage.", 130),
             ]),
-            (None, 280, ["9"]),
-            ("2  Train", 420, ["5"]),
-            ("3  What came out", 420, ["6", ("7", 240), ("8", 240)]),
+            ("2  Train", 440, ["5"]),
+            ("3  What came out", 440, ["6", ("7", 210), ("8", 210)]),
         ],
         "titles": {"3": "Reward: sees the fine prompt", "4": "Judge: only watches",
                    "7": "Samples with the LoRA", "8": "Before and after"},
     },
     "rlr-compare-methods": {
         "columns": [
-            ("1  The same for both", 280, [
-                "1", ("2", 110), "3", "4",
+            ("1  The same for both", 270, [
+                "1", ("2", 150), "3", "4",
                 note("**Two methods, everything else equal.** Compare the *judge*, and the seconds in the "
-                     "reports: methods differ in what an update costs.", 120),
+                     "reports: methods differ in what an update costs.", 150),
             ]),
-            (None, 260, ["13"]),
-            ("2  adaptive", 400, ["5", "7"]),
-            ("3  rlr (the paper)", 400, ["6", "8"]),
-            ("4  Compare", 330, ["9", ("11", 270), "10", ("12", 270)]),
+            ("2  Two methods", 240, ["5", "6"]),
+            ("3  Train with both", 330, ["7"]),
+            (None, 330, ["8"]),
+            ("4  Compare", 300, ["9", ("11", 230), "10", ("12", 230)]),
         ],
         "titles": {"5": "Method: adaptive", "6": "Method: rlr (the paper)", "7": "Train with adaptive",
                    "8": "Train with rlr", "9": "Report: adaptive", "10": "Report: rlr", "11": "adaptive",
-                   "12": "rlr", "3": "Reward: what is trained for", "4": "Judge: only watches",
-                   "13": "Settings of both"},
+                   "12": "rlr", "3": "Reward: what is trained for", "4": "Judge: only watches"},
     },
 }  # fmt: skip
 
@@ -236,8 +235,8 @@ def _native(name: str) -> dict[str, Any]:
     text = f"{HEAD}{NATIVE_FILES[name]}{AESTHETIC_FILES}\n\n{NATIVE_REMARKS[name]} {PLAIN}"
     columns = [
         ("1  Your model", 270, ["1", "2", "3", "4", "18", "5"]),
-        ("2  What to learn", 270, [("6", 170), "7", "8", note(text, 300)]),
-        ("3  Train", 400, ["9", "10"]),
+        ("2  What to learn", 270, [("6", 170), "7", "8", note(text, 230)]),
+        ("3  Train", 380, ["9", "10"]),
         ("4  Use it", 270, [("11", 80), ("12", 80), "13", "14"]),
         (None, 270, ["15", ("17", 300), "16", ("19", 300)]),
     ]
@@ -259,11 +258,12 @@ LAYOUT |= {name: _native(name) for name in NATIVE_FILES}
 INPUTS = re.compile(r"(<!-- inputs -->\n).*?(<!-- end of inputs -->)", re.DOTALL)
 """The part of a help page that is written from the tooltips."""
 
-ARRANGE = """([layout, gap, top, color]) => {
+ARRANGE = """([{ columns, titles, gap }, color]) => {
   const graph = window.app.graph, groups = [];
+  const [margin, head, between] = [14, 76, 42];  // of a group: around it, above its nodes; between columns
   let x = 40;
-  for (const [title, width, items] of layout.columns) {
-    let y = top + 30;
+  for (const [title, width, items] of columns) {
+    let y = head;
     for (const item of items) {
       const [id, high] = Array.isArray(item) ? item : [item, item.height ?? 0];
       let node = graph.getNodeById(Number(id)) ?? graph.getNodeById(id);
@@ -273,19 +273,19 @@ ARRANGE = """([layout, gap, top, color]) => {
         node.widgets[0].value = item.note;
       }
       node.pos = [x, y];
-      node.setSize([width, item.note ? high : Math.max(high, node.computeSize()[1])]);
-      if (layout.titles[id]) node.title = layout.titles[id];
-      y += Math.round(node.size[1]) + gap;
+      node.setSize([width, item.note ? high : Math.max(high, Math.round(node.computeSize()[1]))]);
+      if (titles[id]) node.title = titles[id];
+      y += node.size[1] + gap;
     }
-    if (title === null) {
-      const [left, , , height] = groups.at(-1).bounding;
-      const lower = Math.max(height, y + 35 - gap - top);
-      groups.at(-1).bounding = [left, top - 50, x + width + 15 - left, lower];
+    const bounding = [x - margin, 0, width + 2 * margin, y - gap + margin];
+    if (title !== null) {
+      groups.push({ id: groups.length + 1, title, bounding, color, font_size: 22, flags: {} });
     } else {
-      const bounding = [x - 15, top - 50, width + 30, y + 35 - gap - top];
-      groups.push({ id: groups.length + 1, title, bounding, color, font_size: 20, flags: {} });
+      const own = groups.at(-1).bounding;
+      own[2] = x + width + margin - own[0];
+      own[3] = Math.max(own[3], bounding[3]);
     }
-    x += width + gap - 10;
+    x += width + between;
   }
   for (const node of graph.nodes)
     for (const w of node.widgets ?? []) if (w.name === "control_after_generate") w.value = "fixed";
@@ -317,7 +317,7 @@ def main(names: list[str]) -> None:
             for name in names or LAYOUT:
                 prompt = json.loads((HERE / "golden" / f"{name}.json").read_text(encoding="utf-8"))
                 load_api(page, prompt, name)
-                workflow = page.evaluate(ARRANGE, [LAYOUT[name], GAP, TOP, COLOR])
+                workflow = page.evaluate(ARRANGE, [{"gap": GAP} | LAYOUT[name], COLOR])
                 assert as_prompt(page) == prompt, name
                 workflow["id"] = stable_id(name)
                 dump(workflow, ROOT / "workflows" / f"{name}.json")
