@@ -87,6 +87,7 @@ def test_trial_is_made_once_on_batches_of_its_own(tiny_model):
     assert len(draw.asked) == asked and again.followed.name == method.followed.name
 
 
+@pytest.mark.slow
 def test_interrupted_trial_leaves_the_weights_as_they_were(tiny_model):
     bench = make(tiny_model)
     method = bench.method("auto")

@@ -38,6 +38,7 @@ def test_larger_pictures_and_no_checkpointing_need_more(make):
     assert saving.step < plain.step
 
 
+@pytest.mark.slow
 def test_an_adapted_text_encoder_is_part_of_the_need(make):
     plain, both = measure(make("a")), measure(make("b", lora=LoraConfig(text_encoder=True)))
     assert both.step > plain.step and both.picture == plain.picture
@@ -64,6 +65,7 @@ def test_a_run_that_fits_is_left_as_it_is(make):
     assert parts.config.to_dict() == before and not said
 
 
+@pytest.mark.slow
 def test_smaller_pieces_give_the_same_result(make, monkeypatch):
     left = make("a", micro_batch=4, decode_batch=4)
     need = measure(left)
