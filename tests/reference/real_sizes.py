@@ -1,7 +1,7 @@
 """Models of their true sizes with random weights, on the CPU, without a network: what only size can show.
 
-python tests/reference/real_sizes.py sdxl FOLDER      a checkpoint of 6.5 GB is written, loaded, trained for one
-                                                      update at 512 pixels in bf16, its LoRA saved
+python tests/reference/real_sizes.py sdxl FOLDER      a checkpoint of 6.5 GB is written, loaded, trained for
+                                                      one update at 512 pixels in bf16, its LoRA saved
 python tests/reference/real_sizes.py z-image FOLDER   a folder of 10 billion parameters, 6 in the transformer
                                                       (files with holes, which take no room on the disk), is
                                                       inspected, and refused or trained
