@@ -41,8 +41,8 @@ def sample(
 
     check: called before every evaluation of the denoiser and inside it; may raise to stop there. prompts: as
     in TrainConfig.prompts. adapter: the one in the model, which then acts in its part of the steps only;
-    without it an adapter acts in all of them. A picture does not depend on its batch. Raises UserError where there is
-    not one seed, from 0 on, for every prompt.
+    without it an adapter acts in all of them. A picture does not depend on its batch. Raises UserError where
+    there is not one seed, from 0 on, for every prompt.
     """
     if len(prompts) != len(seeds):
         raise UserError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}.")
