@@ -17,6 +17,9 @@ from rlr_core.training.run_folder import STATE, RunFolder
 from rlr_core.training.setup import Parts
 from rlr_core.training.trackers import make_tracker
 
+SHOWN = 8
+"""Pictures in samples/, at most."""
+
 
 class Journal:
     """Writes to the run folder on the main process; tells events there. Without a folder it only tells."""
@@ -106,7 +109,7 @@ class Journal:
 
     def samples(self, step: int, evaluation: Evaluation) -> None:
         """Keep and tell the first held-out pictures."""
-        images = evaluation.images
+        images = evaluation.images[:SHOWN]
         if self.folder is not None:
             self.folder.save_samples(step, images)
         self.tell("samples", step=step, images=images, prompts=evaluation.prompts[: len(images)])

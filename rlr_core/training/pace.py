@@ -75,7 +75,7 @@ class Pace:
         self._take(data["phase"], data["done"], data["total"])
 
     def _on_sampler_step(self, data: Mapping[str, Any]) -> None:
-        within = data["at_a_time"] * data["step"] / data["steps"]
+        within = data["at_a_time"] * (data["step"] - 1) / data["steps"]  # this one is yet to come
         self._take(data["phase"], data["done"] + within, data["total"])
 
     def _take(self, phase: str, done: float, total: float) -> None:

@@ -62,10 +62,10 @@ class Results:
                 lines.append(f"{name}: {values[0]:.4g} before, {values[-1]:.4g} now")
         if self.metrics:
             last = self.metrics[-1]
-            if (distance := last.get("distance")) is not None:
+            if distances := [row["distance"] for row in self.metrics if row.get("distance") is not None]:
                 lines.append(
-                    f"distance from the base model: {distance:.2f} (0: the same pictures, 1: as different as "
-                    f"two seeds)"
+                    f"distance from the base model: {distances[-1]:.2f} (0: the same pictures, 1: as "
+                    f"different as two seeds)"
                 )
             lines.append(
                 f"{last.get('time/seconds') or 0:.0f} seconds, "

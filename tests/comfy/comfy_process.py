@@ -74,14 +74,16 @@ def load_pack(base: Path, cpu: bool = True) -> Pack:
 
 def execute_in(pack: Pack) -> Callable[..., list]:
     """execute(node id, **inputs): run a node as ComfyUI does, and return its outputs as a list."""
+    return lambda node_id, **inputs: list(output_of(pack, node_id, **inputs).args)
+
+
+def output_of(pack: Pack, node_id: str, **inputs):
+    """All that a node gives, what it shows with it."""
     import torch
 
-    def execute(node_id: str, **inputs):
-        node = pack[node_id].PREPARE_CLASS_CLONE(_hidden())
-        with torch.inference_mode():
-            return list(node.EXECUTE_NORMALIZED(**inputs).args)
-
-    return execute
+    node = pack[node_id].PREPARE_CLASS_CLONE(_hidden())
+    with torch.inference_mode():
+        return node.EXECUTE_NORMALIZED(**inputs)
 
 
 def _hidden() -> dict:

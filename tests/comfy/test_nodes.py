@@ -355,6 +355,7 @@ def test_the_live_view_is_kept_for_pages_that_are_loaded_again(run, sockets_of, 
     view = live.known_runs()[-1]
     assert view["node"] == "5" and view["state"] == "finished" and view["run"] == "viewed"
     assert [point["step"] for point in view["points"]] == [0, 1, 2]
-    assert {"reward", "judge", "kl"} <= set(view["points"][-1])
+    assert {"reward", "held_out", "judge", "distance"} <= set(view["points"][-1])
+    assert view["points"][0]["distance"] == 0 and view["steps"] == view["step"] == 2
     assert [sample["step"] for sample in view["samples"]] == [0, 1, 2]
     assert all(len(sample["image"]) < 40_000 for sample in view["samples"])

@@ -77,9 +77,9 @@ def test_done_only_grows_and_reaches_the_total(run):
 
 
 def test_a_step_of_the_sampler_moves_it_too(run):
-    step = {"phase": "evaluation", "done": 0, "total": 8, "at_a_time": 4, "step": 5, "steps": 10}
+    step = {"phase": "evaluation", "done": 0, "total": 8, "at_a_time": 4, "step": 6, "steps": 10}
     run.pace(Event("sampler_step", step))
-    assert run.pace.done == 2  # of four pictures, half the way
+    assert run.pace.done == 2  # of four pictures, five steps of ten
 
 
 def test_a_resumed_run_starts_where_it_stopped(run):
