@@ -108,7 +108,7 @@ class NodeRun:
         animation = pictures.with_suffix(".webp")  # of a video model
         lora = sockets.LoraWeights(read_tensors(results.lora), read_header(results.lora).metadata)
         rewards = [row["reward/mean"] for row in results.metrics if row.get("reward/mean") is not None]
-        view = live.view_of_results(results, self.node, self.workflow, "finished", _end(results, model))
+        view = live.view_of_results(results, self.node, self.workflow, "finished", self._end(results))
         live.remember(view)
         return io.NodeOutput(
             lora,
@@ -121,6 +121,19 @@ class NodeRun:
             ui={"rlr": [view]},
         )
 
+    def _end(self, results: Results) -> str:
+        """What the live view says of a run that is over; '' is its own word for one that went to its end."""
+        early = "" if results.reason == "finished" else f"Stopped early: {results.reason}."
+        more = sampling.warnings(self.model, results.config.sampler.guidance)
+        done, steps = results.lora_step, self.config.steps
+        if results.reason == "finished" and done > steps:
+            more.append(
+                f"The LoRA has had {done} updates already, more than the {steps} of steps, and is given as "
+                f"it is: for one of {steps} set mode to restart."
+            )
+            host.log(more[-1])
+        return " ".join([early or "Finished.", *more]) if more else early
+
 
 def _advice(config: TrainConfig) -> str:
     """What to lower when memory runs out, with the numbers that would be next."""
@@ -130,13 +143,6 @@ def _advice(config: TrainConfig) -> str:
     if not config.gradient_checkpointing:
         ways.append("gradient_checkpointing on")
     if config.sampler.width or config.sampler.height:
-        ways.append("width and height")
+        ways.append("size")
     ways.append("the rank or targets of the LoRA")
     return f"What was done so far is saved; queue again after setting {', or '.join(ways)}."
-
-
-def _end(results: Results, model: sockets.Model) -> str:
-    """What the live view says of a run that is over; '' is its own word for one that went to its end."""
-    early = "" if results.reason == "finished" else f"Stopped early: {results.reason}."
-    wrong = sampling.warnings(model, results.config.sampler.guidance)
-    return " ".join([early or "Finished.", *wrong]) if wrong else early

@@ -8,14 +8,16 @@ from comfy_api.latest import io
 
 from rlr_core.errors import UserError
 
-from . import host, sockets
+from . import host, queued, sockets
 from .schema import CATEGORY, Node, RlrPrompts, rare
 
 NO_FILE = "none: the text below"
 DEMO_CAPTIONS = "demo captions (built in)"
+EXAMPLE = "a photo of a cat\na photo of a dog\na photo of a horse"
 MOST = 20_000
 LONGEST = 2_000
 """Most prompts, and most characters in one."""
+NO_PROMPTS = "There are no prompts: write one a line."
 
 
 class PromptsNode(Node):
@@ -35,8 +37,9 @@ class PromptsNode(Node):
                     "The demo captions are those that the built-in model knows, held-out ones included.",
                 ),
                 io.String.Input(
-                    "text", multiline=True, default="a photo of a cat\na photo of a dog\na photo of a horse",
-                    dynamic_prompts=False, tooltip="One prompt a line. Empty lines are left out.",
+                    "text", multiline=True, default=EXAMPLE, dynamic_prompts=False,
+                    tooltip="One prompt a line. Empty lines are left out. The built-in model is trained on "
+                    "its own captions as long as these three lines stay as they are.",
                 ),
                 rare(
                     io.Float.Input, "held_out", default=0.0, min=0.0, max=0.9, step=0.05,
@@ -45,6 +48,7 @@ class PromptsNode(Node):
                 ),
             ],
             outputs=[RlrPrompts.Output(display_name="prompts", tooltip="For RLR Train and RLR Sample.")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -56,6 +60,12 @@ class PromptsNode(Node):
             return str(host.prompt_path(file).stat().st_mtime_ns)
         except UserError:
             return "missing"
+
+    @classmethod
+    def validate_inputs(cls, text: str | None = None) -> bool | str:
+        """No prompts are told when Run is pressed; text is None where it comes through a link."""
+        file = queued.inputs_of(str(cls.hidden.unique_id)).get("file", NO_FILE)
+        return NO_PROMPTS if file == NO_FILE and isinstance(text, str) and not text.strip() else True
 
     @classmethod
     def run(cls, file: str, text: str, held_out: float) -> io.NodeOutput:
@@ -70,12 +80,14 @@ class PromptsNode(Node):
             text = path.read_text(encoding="utf-8-sig", errors="replace")
         prompts = lines(text)
         if not prompts:
-            raise UserError("There are no prompts: write one a line.")
+            raise UserError(NO_PROMPTS)
         kept = _evenly(len(prompts), round(held_out * len(prompts)))
         training = [prompt for i, prompt in enumerate(prompts) if i not in kept]
         if not training:
             raise UserError(f"Of {len(prompts)} prompts none is left to train on: lower held_out.")
-        return io.NodeOutput(sockets.Prompts(training, [prompts[i] for i in sorted(kept)] or None))
+        untouched = file == NO_FILE and text.strip() == EXAMPLE
+        watched = [prompts[i] for i in sorted(kept)] or None
+        return io.NodeOutput(sockets.Prompts(training, watched, untouched=untouched))
 
 
 class PromptStages(Node):

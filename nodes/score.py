@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from rlr_core.errors import UserError
 
 from . import host, images, sockets
+from .defaults import AUTO
 from .prompts import lines
 from .schema import CATEGORY, Node, RlrReward, opt, rare
 
@@ -52,6 +53,10 @@ class ScoreImages(Node):
     def run(cls, images: Any, reward: Any, prompt: str, batch: int) -> io.NodeOutput:
         if not isinstance(reward, sockets.Reward):
             raise UserError("RLR Score Images takes its reward from an RLR node.")
+        if reward.name == AUTO:
+            raise UserError(
+                "RLR Reward is at auto, which is for RLR Train: choose what the pictures are scored by."
+            )
         count = len(images)
         if count > MOST:
             raise UserError(f"{count} pictures at once are too many; score at most {MOST}.")

@@ -78,9 +78,26 @@ OPEN = """() => {
 }"""
 SET = """(values) => {
   const all = (graph) => graph.nodes.flatMap((n) => (n.subgraph ? [n, ...all(n.subgraph)] : [n]));
-  for (const node of all(window.app.rootGraph ?? window.app.graph))
-    for (const [name, value] of Object.entries(values[node.type] ?? {}))
-      for (const widget of node.widgets ?? []) if (widget.name === name) widget.value = value;
+  const root = window.app.rootGraph ?? window.app.graph;
+  for (const node of all(root)) {
+    const further = {};
+    for (const [name, value] of Object.entries(values[node.type] ?? {})) {
+      const widget = (node.widgets ?? []).find((one) => one.name === name);
+      if (widget) widget.value = value;
+      else further[name] = value;
+    }
+    if (node.type !== "RLR_Train" || !Object.keys(further).length) continue;
+    const slot = node.findInputSlot("settings");
+    let settings = node.getInputNode(slot);
+    if (!settings) {
+      settings = window.LiteGraph.createNode("RLR_TrainSettings");
+      node.graph.add(settings);
+      settings.pos = [node.pos[0], node.pos[1] + node.size[1] + 60];
+      settings.connect(0, node, slot);
+    }
+    for (const [name, value] of Object.entries(further))
+      settings.widgets.find((one) => one.name === name).value = value;
+  }
 }"""
 TINY = {
     "RLR_LoadCheckpoint": {"checkpoint": "diffusers: tiny"},

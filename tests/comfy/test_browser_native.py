@@ -11,7 +11,7 @@ import pytest
 import tiny_models_pack
 from browser import fit, load_api, queue_and_wait
 from comfy_process import ROOT, comfyui
-from comfy_server import make_base
+from comfy_server import changed, make_base
 from test_browser import finished_view, page, picture, server  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.browser
@@ -28,7 +28,7 @@ TRAIN = {
     "evaluation_samples": 4,
     "micro_batch": 4,
     "decode_batch": 4,
-    "stop_when_judge_drops": False,
+    "stop_when_judge_drops": "off",
     "learning_rate": 1e-2,
 }
 FRAMES = """async () => {
@@ -68,12 +68,12 @@ def graph(name: str, **train) -> dict:
     like = json.loads((ROOT / "tests/comfy/golden/rlr-sdxl.json").read_text(encoding="utf-8"))
     sources = {socket: ["1", place] for place, socket in enumerate(("model", "clip", "vae", "latent"))}
     wired = {"model": ["2", 0], "prompts": ["3", 0], "reward": ["4", 0]}
-    trained = like["9"]["inputs"] | TRAIN | train | wired
+    trained = like["9"]["inputs"] | wired
     del trained["judge"]
     text = "a red circle\na cat\na dog"
     sampled = {"seed": 1, "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
     told = {"positive": ["6", 0], "negative": ["6", 0], "latent_image": ["1", 3], "denoise": 1.0}
-    return {
+    nodes = {
         "1": node("TinyModels", name=name),
         "2": node("RLR_FromComfy", **sources, scheduler="simple", guidance_kind="auto"),
         "3": node("RLR_Prompts", file="none: the text below", text=text, held_out=0.35),
@@ -84,6 +84,7 @@ def graph(name: str, **train) -> dict:
         "8": node("VAEDecode", samples=["7", 0], vae=["1", 2]),
         "9": node("PreviewImage", images=["8", 0]),
     }
+    return changed(nodes, **TRAIN | train)
 
 
 def shown(page, locator) -> bool:  # noqa: F811

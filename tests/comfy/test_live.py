@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from comfy_process import output_of
-from test_nodes import TRAIN, sockets_of  # noqa: F401 - a fixture
+from test_nodes import TRAIN
 
 LIVE = "custom_nodes_ComfyUI-RLR.nodes.live"
 

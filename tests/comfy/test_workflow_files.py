@@ -42,8 +42,9 @@ def parts(path: Path) -> tuple[dict, dict, dict]:
 
 def test_every_workflow_has_its_golden_file_and_picture():
     assert [path.stem for path in WORKFLOWS] == [
-        "rlr-compare-methods", "rlr-dcot", "rlr-demo", "rlr-flux2-klein", "rlr-qwen-image", "rlr-rate",
-        "rlr-score-and-pick", "rlr-sd15-aesthetic", "rlr-sdxl", "rlr-wan-video", "rlr-z-image-turbo",
+        "rlr-compare-methods", "rlr-dcot", "rlr-demo", "rlr-first-lora", "rlr-flux2-klein",
+        "rlr-qwen-image", "rlr-rate", "rlr-score-and-pick", "rlr-sd15-aesthetic", "rlr-sdxl",
+        "rlr-wan-video", "rlr-z-image-turbo",
     ]  # fmt: skip
     for path in WORKFLOWS:
         assert (HERE / "golden" / path.name).is_file()
@@ -151,7 +152,7 @@ def test_the_pack_imports_where_there_is_no_comfyui(monkeypatch):
 
 def test_every_node_has_a_help_page_that_names_its_inputs():
     ours = {name: what for name, what in DEFINITIONS.items() if name.startswith("RLR_")}
-    assert len(ours) == 15
+    assert len(ours) == 16
     for name, definition in ours.items():
         page = (ROOT / "nodes/web/docs" / f"{name}.md").read_text(encoding="utf-8")
         for input_name, *_ in definition["inputs"]:
@@ -166,7 +167,14 @@ def test_tables_of_inputs_in_help_pages_say_what_the_tooltips_say():
     texts = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "nodes/web/docs").glob("*.md")}
     written = {name for name, page in pages.items() if INPUTS.search(page)}
-    assert written == {"RLR_Train", "RLR_Method", "RLR_Sample", "RLR_Rate", "RLR_Preferences"}
+    assert written == {
+        "RLR_Train",
+        "RLR_Method",
+        "RLR_Sample",
+        "RLR_Rate",
+        "RLR_Preferences",
+        "RLR_TrainSettings",
+    }
     for name in written:
         assert pages[name] == with_inputs(pages[name], texts[name]), name
         assert all(f"| {key} | " in pages[name] for key in texts[name]["inputs"])
