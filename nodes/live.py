@@ -133,7 +133,7 @@ class Live:
     # --- events of the engine ---
 
     def _on_start(self, data: Mapping[str, Any]) -> None:
-        self._tell(step=data["first_step"], steps=data["steps"], phase="")
+        self._tell(step=data["first_step"], steps=data["steps"])
         self._move()
 
     def _on_progress(self, data: Mapping[str, Any]) -> None:

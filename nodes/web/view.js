@@ -124,11 +124,15 @@ function drawChart(chart, points, last) {
   const keys = [...chart.lines, chart.dots];
   const values = points.flatMap((p) => keys.map((key) => p[key])).filter(Number.isFinite);
   if (!values.length) return null;
-  const low = Math.min(chart.from ?? Infinity, ...values);
-  const high = Math.max(chart.to ?? -Infinity, ...values);
-  const spread = high - low || 1;
+  let low = Math.min(chart.from ?? Infinity, ...values);
+  let high = Math.max(chart.to ?? -Infinity, ...values);
+  if (high === low) {
+    low -= Math.abs(low) / 10 || 1;
+    high += Math.abs(high) / 10 || 1;
+  }
+  const spread = high - low;
   const place = (key) => points.filter((p) => Number.isFinite(p[key]))
-    .map((p) => [(p.step / last) * WIDE, 4 + (1 - (p[key] - low) / spread) * (HIGH - 8)]);
+    .map((p) => [3 + (p.step / last) * (WIDE - 6), 4 + (1 - (p[key] - low) / spread) * (HIGH - 8)]);
   const element = tag("div", { flex: "1 1 0", minWidth: "0", display: "flex", flexDirection: "column" });
   element.className = "rlr-chart";
   element.title = chart.title;
