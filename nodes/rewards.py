@@ -15,7 +15,7 @@ from rlr_core.rewards.files import WeightFile, folders, locate
 
 from . import host, images, queued, sockets
 from .defaults import AUTO
-from .schema import CATEGORY, Node, RlrReward, opt, rare
+from .schema import CATEGORY, Node, RlrReward, opt
 
 ELSEWHERE = ("temporal_flicker", "motion", "clip_consistency", "video", "combine", "ratings", "scores")
 """Rewards that no widget can describe: parts of a workflow, callbacks, and those of videos."""
@@ -73,8 +73,10 @@ class RewardNode(Node):
                 ),
                 *(option.kind(name, tooltip=option.tooltip, **option.shape)
                   for name, option in OPTIONS.items()),
-                rare(io.Boolean.Input, "checkpointing", default=False,
-                     tooltip="Gradient checkpointing in the reward's network: less memory, a third slower."),
+                io.Boolean.Input(
+                    "checkpointing", default=False,
+                    tooltip="Gradient checkpointing in the reward's network: less memory, a third slower.",
+                ),
                 io.Image.Input("target", optional=True,
                                tooltip="target_picture: the picture to come close to; of a batch the first."),
             ],

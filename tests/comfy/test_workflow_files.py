@@ -122,6 +122,15 @@ def test_no_node_lies_on_another(path):
             assert apart, (workflow["nodes"][i]["type"], (x, y), (left, top))
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_opens_readable_on_a_small_screen(path):
+    """The page fits what it opens into three quarters of itself, and draws no text below about 0.6."""
+    from make_workflows import bounds
+
+    *_, wide, high = bounds(json.loads(path.read_text(encoding="utf-8")))
+    assert min(0.75 * 1366 / wide, 0.73 * 768 / high) > 0.605
+
+
 def test_seeds_stay_what_they_are():
     """A seed that changes by itself would start a new run at every queueing."""
     for path in WORKFLOWS:
