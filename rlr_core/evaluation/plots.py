@@ -206,7 +206,7 @@ def _says(before: Evaluation, after: Evaluation, judge: str) -> str:
     """What before_after.png shows, and what it must not be taken for."""
     kept, scores = len(before.images), before.scores[judge]
     return (
-        f"Same prompts and seeds; of {kept} pairs, those first of which the {judge} says something else now, "
+        f"Same prompts and seeds. Of {kept} pairs, those with the largest change of {judge} come first, for "
         f"better or worse. Mean of all {len(scores)} held-out pictures: {scores.mean():.3g} before, "
         f"{after.scores[judge].mean():.3g} after."
     )

@@ -169,7 +169,7 @@ def test_the_pairs_that_changed_most_come_first_and_the_title_says_so(tmp_path, 
     shown = [axes.images[0].get_array()[0, 0, 0] for axes in drawn[0].axes[::2]]
     assert shown == [round(255 * place / 10) for place in (2, 3, 4, 0)]
     title = next(text for text, _ in boxes(drawn[0]) if text.startswith("Same prompts"))
-    assert "0 before, -0.3 after" in title.replace("\n", " ") and "of 6 pairs" in title
+    assert "0 before, -0.3 after" in title.replace("\n", " ") and "Of 6 pairs" in title
 
 
 def test_tiny_pictures_keep_their_pixels_and_big_ones_are_averaged(tmp_path, drawn):
