@@ -34,6 +34,7 @@ def register() -> None:
 
     def getting(answer: Callable[[], Any]) -> Callable:
         async def handler(request: Any) -> Any:
+            live.seen(request.query.get("client"))
             return web.json_response(answer())
 
         return handler

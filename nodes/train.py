@@ -63,8 +63,8 @@ class TrainNode(Node):
                 RlrModel.Output(display_name="model", tooltip="The model with the LoRA on, for RLR Sample."),
                 io.Image.Output(display_name="before_after", tooltip="The same prompts and seeds before and "
                     "after training."),
-                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and KL "
-                    "divergence over the updates."),
+                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and "
+                    "distance from the base model over the updates."),
                 io.String.Output(display_name="run_folder", tooltip="The folder with everything about the "
                                  "run, for RLR Training Report."),
                 io.LossMap.Output(display_name="loss_map", tooltip="Minus the reward of every update, for "

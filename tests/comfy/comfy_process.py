@@ -77,19 +77,24 @@ def execute_in(pack: Pack) -> Callable[..., list]:
 
     Inputs of RLR Train that are RLR Train Settings' go through such a node.
     """
-    import torch
-
     further = {i.id for i in pack["RLR_TrainSettings"].GET_SCHEMA().inputs}
 
     def execute(node_id: str, **inputs):
         own = {name: inputs.pop(name) for name in further & inputs.keys() if node_id == "RLR_Train"}
         if own:
             (inputs["settings"],) = execute("RLR_TrainSettings", **own)
-        node = pack[node_id].PREPARE_CLASS_CLONE(hidden_of("5"))
-        with torch.inference_mode():
-            return list(node.EXECUTE_NORMALIZED(**inputs).args)
+        return list(output_of(pack, node_id, **inputs).args)
 
     return execute
+
+
+def output_of(pack: Pack, node_id: str, **inputs):
+    """All that a node gives, with what it shows."""
+    import torch
+
+    node = pack[node_id].PREPARE_CLASS_CLONE(hidden_of("5"))
+    with torch.inference_mode():
+        return node.EXECUTE_NORMALIZED(**inputs)
 
 
 def hidden_of(number: str) -> dict:

@@ -10,20 +10,10 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-TINY = "diffusers: tiny"
 TRAIN = {
     "steps": 2, "batch": 4, "samples_per_prompt": 2, "sampler_steps": 3, "guidance": 2.0, "rank": 2,
     "evaluate_every": 1, "evaluation_samples": 4,
 }  # fmt: skip
-
-
-@pytest.fixture
-def sockets_of(run):
-    """model, prompts and reward for RLR Train."""
-    (model,) = run("RLR_LoadCheckpoint", checkpoint=TINY)
-    (prompts,) = run("RLR_Prompts", text="a red circle\na blue square\na cat\na dog", held_out=0.5)
-    (reward,) = run("RLR_Reward", reward="brightness")
-    return {"model": model, "prompts": prompts, "reward": reward}
 
 
 def test_every_node_explains_itself(pack):
@@ -367,6 +357,7 @@ def test_the_live_view_is_kept_for_pages_that_are_loaded_again(run, sockets_of, 
     view = live.known_runs()[-1]
     assert view["node"] == "5" and view["state"] == "finished" and view["run"] == "viewed"
     assert [point["step"] for point in view["points"]] == [0, 1, 2]
-    assert {"reward", "judge", "kl"} <= set(view["points"][-1])
+    assert {"reward", "held_out", "judge", "distance"} <= set(view["points"][-1])
+    assert view["points"][0]["distance"] == 0 and view["steps"] == view["step"] == 2
     assert [sample["step"] for sample in view["samples"]] == [0, 1, 2]
     assert all(len(sample["image"]) < 40_000 for sample in view["samples"])
