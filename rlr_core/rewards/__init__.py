@@ -39,6 +39,9 @@ REWARDS: dict[str, Entry] = {
     "vqascore": Entry(
         "rlr_core.rewards.vqascore:VQAScore", "CLIP-FlanT5 answers yes: the picture shows the prompt"
     ),
+    "text_in_image": Entry(
+        "rlr_core.rewards.text_in_image:TextInImage", "the words that the prompt quotes can be read (OCR)"
+    ),
     "jpeg_compressibility": Entry(
         "rlr_core.rewards.jpeg:Compressibility", "small as a JPEG: minus the file size in kilobytes"
     ),
