@@ -46,6 +46,7 @@ REWARDS: dict[str, Entry] = {
     "text_in_image": Entry(
         "rlr_core.rewards.text_in_image:TextInImage", "the words that the prompt quotes can be read (OCR)"
     ),
+    "safe": Entry("rlr_core.rewards.safe:Safe", "nothing naked, as far as NudeNet sees: a judge or a guard"),
     "jpeg_compressibility": Entry(
         "rlr_core.rewards.jpeg:Compressibility", "small as a JPEG: minus the file size in kilobytes"
     ),
