@@ -43,7 +43,7 @@ class Prompt:
 
 
 def read_prompts(source: Any) -> list[Prompt]:
-    """Prompts from a list, a file with one a line, one of `prompt_sets`, or a .jsonl file with an item a line.
+    """Prompts from a list, a file with one a line (.jsonl: an item a line), or one of `prompt_sets` by name.
 
     An item is a string; a list of stages, coarse to fine, judged by its last; or a mapping with `prompt` (for
     the reward), `stages` (the prompt alone unless given) and `metadata` (a mapping for rewards that read it,
