@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from reference.drawn_text import draw, misspelled
+from tiny_flow import TinyFlow
 
 from rlr_core.common.prompt_text import PromptText
+from rlr_core.config import config_from_dict, load_config
 from rlr_core.errors import UserError
 from rlr_core.rewards import load_reward, reward_class
 from rlr_core.rewards.text_in_image import edit_distance, letter_errors, wanted_texts
+from rlr_core.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,15 @@ def test_what_to_install_is_said_where_it_is_missing(monkeypatch):
     with pytest.raises(UserError, match="'text_in_image' needs .*: pip install rapidocr onnxruntime"):
         load_reward("text_in_image")
     assert reward_class("text_in_image").extra.missing() == "pip install rapidocr onnxruntime"
+
+
+@pytest.mark.slow
+def test_a_model_trains_on_it_with_the_prompts_that_come_along(reward, tmp_path):
+    settings = {"prompts": "readable_text", "steps": 1, "batch": 4, "samples_per_prompt": 4}
+    settings |= {"method": {"name": "awm"}, "sampler": {"steps": 2}, "out": str(tmp_path / "run")}
+    held_out = {"prompts": "readable_text_held_out", "samples": 2}
+    config = config_from_dict(settings | {"evaluation": held_out})
+    result = train(TinyFlow(), reward, config)
+    assert result.before.estimate("reward").mean == 0.0  # an untrained toy writes nothing
+    saved = load_config(tmp_path / "run" / "config.yaml")
+    assert len(saved.prompts) == 40 and len(saved.evaluation.prompts) == 16

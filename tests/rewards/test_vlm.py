@@ -160,6 +160,10 @@ def test_a_folder_that_needs_code_or_has_gaps_is_refused_in_a_sentence(copy, tmp
         with pytest.raises(UserError, match=message) as refused:
             load_reward("vlm", model=copy)
         assert "\n" not in str(refused.value)
+    config.write_text(good)
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="has no chat template for pictures"):
+        load_reward("vlm", model=copy)
     with pytest.raises(UserError, match=r"nowhere is not there \(it should be a vision-language model"):
         load_reward("vlm", model=tmp_path / "nowhere")
 

@@ -140,6 +140,7 @@ def _load(folder: Path, needed: WeightFile) -> tuple[Any, Any]:
         raise UserError(f"{folder} cannot be loaded as {needed.what}: {reason} {needed.advice()}") from error
     if gaps:
         raise UserError(f"{folder} lacks {len(gaps)} weights, such as {gaps[0]!s}. {needed.advice()}")
-    if getattr(processor, "chat_template", None) is None or not hasattr(processor, "image_processor"):
+    complete = all(hasattr(processor, part) for part in ("tokenizer", "image_processor"))
+    if not complete or getattr(processor, "chat_template", None) is None:
         raise UserError(f"{folder} has no chat template for pictures: it is not {needed.what}.")
     return processor, model.eval()
