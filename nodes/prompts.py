@@ -36,8 +36,8 @@ class PromptsNode(Node):
                 io.Combo.Input(
                     "file", options=[NO_FILE, *BUILT_IN, *host.prompt_files()], default=NO_FILE,
                     tooltip="A .txt file in ComfyUI's input folder, one prompt a line, instead of the text. "
-                    "The demo captions are those that the built-in model knows; readable text quotes words to "
-                    "be written, for the reward text_in_image. Both bring held-out prompts of their own.",
+                    "The demo captions are those that the built-in model knows; readable text quotes words "
+                    "to be written, for the reward text_in_image. Both bring held-out prompts of their own.",
                 ),
                 io.String.Input(
                     "text", multiline=True, default=EXAMPLE, dynamic_prompts=False,

@@ -150,13 +150,12 @@ LAYOUT: dict[str, dict[str, Any]] = {
                      "reports: methods differ in what an update costs.", 150),
             ]),
             ("2  Two methods", 240, ["5", "6"]),
-            ("3  Train with both", 330, ["7", "9"]),
-            (None, 330, ["8", "10"]),
-            ("4  Compare", 300, [("11", 360), ("12", 360)]),
+            ("3  Train with both", 330, ["7"]),
+            (None, 330, ["8"]),
+            ("4  Compare", 330, [("9", 330), ("10", 330)]),
         ],
         "titles": {"5": "Method: adaptive", "6": "Method: rlr (the paper)", "7": "Train with adaptive",
-                   "8": "Train with rlr", "9": "Report: adaptive", "10": "Report: rlr", "11": "adaptive",
-                   "12": "rlr", "3": "Reward: what is trained for", "4": "Judge: only watches"},
+                   "8": "Train with rlr", "9": "Report: adaptive", "10": "Report: rlr", "3": "Reward: what is trained for", "4": "Judge: only watches"},
     },
 }  # fmt: skip
 
