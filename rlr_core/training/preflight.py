@@ -6,10 +6,10 @@ What is too much at a time is cut into smaller pieces, which changes no result.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 GIB = 2**30
 MARGIN = 1.1
 """What kernels need for themselves, on top of what is measured."""
+GRAPHS_SHARE = {"cuda": 0.5, "cpu": 0.25}
+"""How much of the memory that is left over rollouts may fill with graphs."""
+MAIN_MEMORY_SHARE = 0.8
+"""How much of the computer's free memory a run may take: other programs go on beside it."""
 
 
 class Need(NamedTuple):
@@ -43,16 +47,14 @@ def check_memory(
 ) -> Need | None:
     """Cut the run into pieces that fit, and say so; refuse one that would not fit in any, with the numbers.
 
-    Half of what is left over lets rollouts keep the graphs of their last steps, which the walk need not
-    repeat then. free: bytes to be had; None asks the GPU. Without a GPU nothing is refused, and None is
-    returned. tell: called with a sentence about the settings that were changed; the result does not depend
-    on them. Raises UserError.
+    A share of what is left over lets rollouts keep the graphs of their last steps, which the walk need not
+    repeat then. free: bytes to be had; None asks the device. Where it does not say, nothing is refused, and
+    None is returned. tell: called with a sentence about the settings that were changed; the result does not
+    depend on them. Raises UserError.
     """
     if free is None:
         free = free_bytes(parts.model.device)
         if free is None:
-            if parts.model.device.type == "cpu":
-                parts.method.keep_graphs(_graph_steps(parts, measure_step(parts), spare_memory()))
             return None
     before = _pieces(parts.config)
     need, free = _measured(parts, free)
@@ -72,17 +74,9 @@ def check_memory(
         ]
         tell(f"To fit into {free / GIB:.1f} GiB: {', '.join(changes)}. The result stays the same.")
     spare = free - need.total(config.micro_batch, config.decode_batch)
-    parts.method.keep_graphs(_graph_steps(parts, need.step, spare / 2))
+    share = GRAPHS_SHARE.get(parts.model.device.type, 0.0)
+    parts.method.keep_graphs(_graph_steps(parts, need.step, share * spare))
     return need
-
-
-def spare_memory() -> int:
-    """Bytes of the computer's memory that a run may fill with what it could do without: a quarter of what is
-    free. 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 0
 
 
 def _graph_steps(parts: Parts, step: int, spare: float) -> int:
@@ -92,7 +86,9 @@ def _graph_steps(parts: Parts, step: int, spare: float) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes to be had on a GPU; None without one."""
+    """Bytes to be had: of the card's memory, or of the computer's; None on other devices."""
+    if device.type == "cpu":
+        return int(MAIN_MEMORY_SHARE * psutil.virtual_memory().available)
     if device.type != "cuda":
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

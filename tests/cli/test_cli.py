@@ -205,6 +205,7 @@ def test_running_out_of_gpu_memory_names_the_settings_that_help(monkeypatch, cap
 # --- sample, evaluate ---
 
 
+@pytest.mark.slow
 def test_evaluate_measures_what_the_run_measured(rlr, run_folder, here):
     _, out, _ = rlr("evaluate", "run/config.yaml", "--lora", "run/lora.safetensors")
     rows = RunFolder.open(run_folder).metrics()
@@ -214,6 +215,7 @@ def test_evaluate_measures_what_the_run_measured(rlr, run_folder, here):
     assert re.search(r"diversity +\d\.\d+ +\d\.\d+ +[+-]\d\.\d+\n", out)
 
 
+@pytest.mark.slow
 def test_evaluate_without_a_lora_shows_the_base_alone(rlr, run_folder):
     code, out, _ = rlr("evaluate", "run/config.yaml")
     assert code == 0
@@ -221,6 +223,7 @@ def test_evaluate_without_a_lora_shows_the_base_alone(rlr, run_folder):
     assert "difference" not in out
 
 
+@pytest.mark.slow
 def test_strength_zero_is_the_base_model(rlr, run_folder):
     _, out, _ = rlr("evaluate", "run/config.yaml", "--lora", "run/lora.safetensors", "--strength", 0)
     assert out.count("+0.000 [+0.000, +0.000]") == 2
@@ -287,7 +290,7 @@ def test_list_names_all_there_is(rlr):
         "dance",
     }
     assert [line for line in out.splitlines() if line and line[0] != " "] == [
-        "models", "methods", "rewards", "samplers",
+        "models", "methods", "rewards", "samplers", "prompts",
     ]  # fmt: skip
     assert rlr("list", "methods")[1].startswith("methods\n  adaptive")
 

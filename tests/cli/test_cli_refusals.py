@@ -210,6 +210,7 @@ def test_an_error_of_ours_is_not_dressed_up_as_theirs(monkeypatch):
         cli.main(["list", "models"])
 
 
+@pytest.mark.slow
 def test_an_old_key_in_a_config_is_named_on_stderr(here):
     (here / "run.yaml").write_text("method: {kl: 0.1}\nreward: python:warmth\n")
     command = [sys.executable, "-m", "rlr_core", "train", "run.yaml"]

@@ -23,6 +23,7 @@ def photos(here):
     return here / "photos"
 
 
+@pytest.mark.slow
 def test_a_corrector_is_trained_and_sampled_through(rlr, here, photos, tiny_sd_folder):
     pytest.importorskip("torch_fidelity")  # of the extra `fidelity`
     train = ["correct", "--model", tiny_sd_folder, "--pictures", photos, "--updates", 20, "--samples", 20]

@@ -40,6 +40,7 @@ def test_a_folder_is_described(rlr, flux):
     assert all("about" in found[f"{card} GB"] for card in memory.CARDS)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_file_is_described_without_its_weights(rlr, tmp_path):
     from tiny_sdxl_checkpoint import write_tiny_sdxl_checkpoint
 
@@ -85,6 +86,7 @@ def test_the_memory_model_finds_what_autograd_keeps_at_its_worst_moment():
     assert memory.peak_bytes(lambda: x @ weight.t(), [weight]) < 3.2 * one
 
 
+@pytest.mark.slow
 @not_old
 def test_checkpointing_and_fewer_bits_take_less(tiny_sd_folder):
     model = memory.outline(tiny_sd_folder)
@@ -96,6 +98,7 @@ def test_checkpointing_and_fewer_bits_take_less(tiny_sd_folder):
     assert all(fit is not None and fit.micro_batch == 4 for fit in memory.fits(model, SIZE).values())
 
 
+@pytest.mark.slow
 @not_old
 def test_a_card_that_is_too_small_is_told_so(tiny_sd_folder, monkeypatch):
     monkeypatch.setattr(memory, "CARDS", (1, 8))

@@ -61,6 +61,7 @@ def test_files_that_cannot_be_configs_are_refused_unread(tmp_path):
         load_config("a\0b.yaml")
 
 
+@pytest.mark.slow
 def test_damaged_configs_load_or_are_one_sentence(tmp_path):
     """A valid file with random bytes changed, doubled, cut out or put in; what loads can be saved again."""
     whole = save_config(every_setting().replace(batch=16, samples_per_prompt=4)).encode()

@@ -146,6 +146,7 @@ def _lists(value):
     return list(value) if isinstance(value, tuple) else value
 
 
+@pytest.mark.slow
 def test_v_prediction_is_found_by_mark_metadata_or_weights(tmp_path):
     def prediction(path):
         return load_model(path, device="cpu").scheduler_config["prediction_type"]

@@ -35,6 +35,7 @@ def test_flux_schnell_has_no_guidance(tmp_path):
     assert not chain_of(model, guidance=3.0)[0].guided
 
 
+@pytest.mark.slow
 def test_a_distilled_klein_has_no_guidance(tmp_path):
     model = check_pictures("flux2", write_pipeline("flux2", tmp_path, distilled=True))
     assert model.guidance_kind == "none"
@@ -48,6 +49,7 @@ def test_stable_diffusion_3_runs_without_t5(tmp_path):
     check_pictures("stable-diffusion-3", folder, text_encoder_3=None, tokenizer_3=None)
 
 
+@pytest.mark.slow
 def test_stable_diffusion_3_shifts_with_the_size_where_its_scheduler_says_so(tmp_path):
     folder = write_pipeline("stable-diffusion-3", tmp_path)
     change(folder / "scheduler/scheduler_config.json", use_dynamic_shifting=True)
@@ -144,6 +146,7 @@ def test_wan_with_two_transformers_is_refused(tmp_path):
         load_model(folder, device="cpu")
 
 
+@pytest.mark.slow
 def test_animatediff_is_put_together_from_a_plain_unet_and_a_motion_adapter(tmp_path):
     from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 

@@ -38,6 +38,7 @@ def test_a_checkpoint_file_loads_every_weight(checkpoint):
         assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_file_gives_the_pictures_of_a_pipeline_of_its_networks(checkpoint):
     """Equal weights are not enough: the sizes that no shape tells (heads, activation) must be right too."""
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline
@@ -122,6 +123,7 @@ def test_no_prompt_is_zeros_where_the_folder_says_so(folder):
     assert model.encode_prompts([""])["prompt"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 def test_a_lora_with_both_text_encoders_is_what_diffusers_loads(folder, layout, tmp_path):
     from diffusers import StableDiffusionXLPipeline

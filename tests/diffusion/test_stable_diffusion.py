@@ -323,6 +323,7 @@ def saved_bytes_and_gradients(model, adapter):
     return sum(size for place, size in kept.items() if place not in weights), gradients
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_keeps_the_text_encoders_activations_out_of_memory(folders):
     """With an adapter in it, a step keeps a little more: the token ids and the embeddings."""
     model = load_model(folders["epsilon"], device="cpu")

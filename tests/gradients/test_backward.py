@@ -7,6 +7,7 @@ import gc
 import pytest
 import torch
 from adapters import attach
+from marks import quick
 
 from rlr_core.config import MethodConfig, SamplerConfig
 from rlr_core.config.prompts import Prompt
@@ -328,7 +329,9 @@ def test_depths_have_the_survival_they_were_drawn_for():
     assert max(totals) - min(totals) <= 6  # systematic: the cost barely varies
 
 
-@pytest.mark.parametrize("name", ["full", "adaptive", "likelihood_ratio", "ddpo", "truncated"])
+@pytest.mark.parametrize(
+    "name", quick(["full", "adaptive", "likelihood_ratio", "ddpo", "truncated"], "adaptive")
+)
 def test_graphs_kept_by_the_rollout_give_the_same_gradient_to_the_last_bit(tiny_model, name):
     chain, adapter, conditioning = make(tiny_model)
 

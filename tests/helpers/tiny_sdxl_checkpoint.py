@@ -53,13 +53,20 @@ def write_tiny_sdxl_checkpoint(path: Path) -> tuple[nn.Module, ...]:
     """Write the file; returns the networks it was made of."""
     from safetensors.torch import save_file
 
-    networks = unet, vae, first, second = tiny_networks()
+    networks = tiny_networks()
+    state = single_file_state(*networks)
+    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path)
+    return networks
+
+
+def single_file_state(
+    unet: nn.Module, vae: nn.Module, first: nn.Module, second: nn.Module
+) -> dict[str, Tensor]:
+    """The weights of the four networks as the original code names and shapes them."""
     state = {f"model.diffusion_model.{_label(k)}": v for k, v in ldm_unet(unet).items()}
     state |= {f"first_stage_model.{k}": v for k, v in ldm_vae(vae).items()}
     state |= {f"{FIRST}{k.removeprefix('text_model.')}": v for k, v in first.state_dict().items()}
-    state |= {f"{SECOND}{k}": v for k, v in _open_clip(second).items()}
-    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path)
-    return networks
+    return state | {f"{SECOND}{k}": v for k, v in _open_clip(second).items()}
 
 
 def _label(name: str) -> str:

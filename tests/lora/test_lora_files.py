@@ -58,6 +58,7 @@ def test_lora_file_reloads_in_diffusers_exactly(tiny_sd_folder, sd, layout, targ
     assert ((prompts - base_prompts).norm() > 0.01 * base_prompts.norm()) == text_encoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 @pytest.mark.parametrize("version", quick(["sd1", "sd2"], "sd1"))
 def test_the_text_encoder_of_a_checkpoint_file_reloads_exactly(version, layout, tmp_path):

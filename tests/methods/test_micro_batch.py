@@ -42,7 +42,7 @@ def gradients(bench: Workbench, name: str, micro_batch: int) -> list[list[torch.
 
 
 @pytest.mark.parametrize("tiny_model", quick(TINY, "tiny-flow"), indirect=True)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", quick(METHODS, "adaptive", "ddpo", "nft"))
 def test_gradient_does_not_depend_on_the_micro_batch(name, tiny_model):
     bench = Workbench(tiny_model, eta=1.0)
     bench.problem.score, bench.problem.pathwise, bench.problem.differentiable = score, True, True

@@ -80,6 +80,7 @@ def test_updates_deal_every_pair_once_an_epoch_and_sample_nothing(sd, file):
     assert bench.chain.evaluations.forward == bench.chain.evaluations.backward == 0
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_to_prefer_the_preferred(sd, file):
     """A step along the gradient lowers the loss of those very pairs."""
     bench = Workbench(sd)

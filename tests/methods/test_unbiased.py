@@ -129,12 +129,14 @@ def test_surrogate_is_unbiased_through_silent_steps_inside():
 # --- what must be seen to be biased, by the same test ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("random_depth", [False, True])
 def test_truncation_is_seen_to_be_biased(random_depth):
     method = MethodConfig("truncated", depth=2, random_depth=random_depth)
     assert largest_z("noise everywhere", method) > SEEN
 
 
+@pytest.mark.slow
 def test_dropped_remainder_is_seen_to_be_biased():
     assert largest_z("noise everywhere", MethodConfig("rlr", remainder="none", window=1)) > SEEN
 

@@ -20,6 +20,7 @@ def normal(*shape, seed):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 def test_ratings_that_say_nothing_pass_as_rarely_as_they_may():
     passed = [better_than_luck(normal(16, 54, seed=s), normal(16, seed=1000 + s).sign()) for s in range(400)]
     assert sum(passed) <= 400 * LUCK + 3 * (400 * LUCK * (1 - LUCK)) ** 0.5

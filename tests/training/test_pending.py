@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from runs import redness, rows, small_config, weights
 from tiny_flow import TinyFlow
@@ -54,6 +55,7 @@ def redness_judge(images, prompts):
     return redness(images, prompts)
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_goes_on_as_if_the_scores_had_been_there(tmp_path):
     """The whole batch is asked about at once; the update that is taken up again is the same, bit by bit."""
     config = settings(tmp_path / "waiting")

@@ -71,6 +71,7 @@ def test_killed_run_goes_on_bit_equal(kind, count, tmp_path, unbroken):
     assert same(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", quick([1, 2, 3, 4, 6, 9], 4))
 def test_killed_while_files_are_written_goes_on_bit_equal(moment, tmp_path, unbroken):
     """Dies at the n-th flush: before a temporary file takes its name, or right after."""

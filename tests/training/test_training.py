@@ -132,6 +132,7 @@ def test_gradients_that_are_not_finite_are_skipped_counted_and_end_the_run(tmp_p
     assert (tmp_path / "run/state/state.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_once_not_finite_costs_one_update(tmp_path):
     calls = []
 
@@ -175,6 +176,7 @@ def test_constant_reward_is_told(tmp_path):
     assert any("every picture 2" in event.data.get("message", "") for event in told)
 
 
+@pytest.mark.slow
 def test_run_stops_when_the_judge_drops_and_keeps_the_best(tmp_path):
     """The judge wants the opposite of the reward, so the base is the best there is."""
 

@@ -105,6 +105,7 @@ def test_a_state_of_another_version_is_refused_in_a_sentence(tmp_path, monkeypat
         train(TinyFlow(), redness, short(tmp_path / "run"), resume=True)
 
 
+@pytest.mark.slow
 def test_every_optimizer_step_of_an_update_has_its_norm_in_the_metrics(tmp_path):
     method = {"name": "ddpo", "inner_epochs": 3}
     row = train(TinyFlow(), redness, short(tmp_path / "run", method=method)).metrics[-1]
