@@ -54,11 +54,13 @@ class Pace:
         if evaluation is None and self._evaluating and self._part > 0:
             evaluation = (self.clock() - self._began) / self._part
         update = sum(self._update_seconds) / len(self._update_seconds) if self._update_seconds else None
-        if evaluation is None and update is None:
-            return None
         ratio = self._held_out / self._update_work
-        update = evaluation / ratio if update is None else update
-        evaluation = update * ratio if evaluation is None else evaluation
+        if update is None:
+            if evaluation is None:
+                return None
+            update = evaluation / ratio
+        if evaluation is None:
+            evaluation = update * ratio
         updates, evaluations = self._left()
         return max(0.0, updates * update + evaluations * evaluation)
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -250,7 +251,8 @@ def test_the_view_is_right_inside_a_subgraph(page):
 
 
 def test_a_run_over_the_api_is_in_no_pages_node(page, server):
-    load(page, workflow("rlr-demo"), "rlr-demo")
+    fresh = workflow("rlr-demo") | {"id": str(uuid.uuid4())}  # no run of an earlier test is shown again
+    load(page, fresh, "rlr-demo")
     page.evaluate(SET, TINY | {"RLR_Train": SHORT | {"run_name": f"api_{page.vue}"}})
     page.evaluate(REWARDS)
     server.run(as_prompt(page))  # the same nodes, of the same numbers
@@ -259,7 +261,7 @@ def test_a_run_over_the_api_is_in_no_pages_node(page, server):
     (view,) = page.evaluate(VIEW)
     assert view["counter"] == "" and view["lines"] == [] and view["samples"] == 0
     open_page(page, server)
-    load(page, workflow("rlr-demo"), "rlr-demo")
+    load(page, fresh, "rlr-demo")
     assert page.evaluate(VIEW)[0]["lines"] == []
 
 
