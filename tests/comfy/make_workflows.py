@@ -155,7 +155,8 @@ LAYOUT: dict[str, dict[str, Any]] = {
             ("4  Compare", 310, [("9", 330), ("10", 330)]),
         ],
         "titles": {"5": "Method: adaptive", "6": "Method: rlr (the paper)", "7": "Train with adaptive",
-                   "8": "Train with rlr", "9": "Report: adaptive", "10": "Report: rlr", "3": "Reward: what is trained for", "4": "Judge: only watches"},
+                   "8": "Train with rlr", "9": "Report: adaptive", "10": "Report: rlr",
+                   "3": "Reward: what is trained for", "4": "Judge: only watches"},
     },
 }  # fmt: skip
 
