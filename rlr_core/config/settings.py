@@ -395,7 +395,9 @@ class TrainConfig(Settings):
     reward: str = setting("demo", "What is maximized; a row of `rlr list rewards`.")
     reward_options: dict[str, Any] = setting({}, "Options of the reward, such as weights.")
     prompts: Any = setting(
-        None, "A list of prompts, a file with one a line, or lists of stages, coarse to fine."
+        None,
+        "A list of prompts, a file with one a line, a row of `rlr list prompts`, or lists of stages, coarse "
+        "to fine.",
     )
     steps: int = setting(
         100, "Updates. Raise it later to go on with a finished run.", in_state=False, ge=1, le=10_000_000

@@ -290,7 +290,7 @@ def test_list_names_all_there_is(rlr):
         "dance",
     }
     assert [line for line in out.splitlines() if line and line[0] != " "] == [
-        "models", "methods", "rewards", "samplers",
+        "models", "methods", "rewards", "samplers", "prompts",
     ]  # fmt: skip
     assert rlr("list", "methods")[1].startswith("methods\n  adaptive")
 
