@@ -13,6 +13,8 @@ from .schema import CATEGORY, Node, RlrPrompts, rare
 
 NO_FILE = "none: the text below"
 DEMO_CAPTIONS = "demo captions (built in)"
+READABLE_TEXT = "readable text (built in)"
+BUILT_IN = (DEMO_CAPTIONS, READABLE_TEXT)
 EXAMPLE = "a photo of a cat\na photo of a dog\na photo of a horse"
 MOST = 20_000
 LONGEST = 2_000
@@ -32,9 +34,10 @@ class PromptsNode(Node):
             description="The prompts that the model is trained on, one a line; a part can be held out.",
             inputs=[
                 io.Combo.Input(
-                    "file", options=[NO_FILE, DEMO_CAPTIONS, *host.prompt_files()], default=NO_FILE,
+                    "file", options=[NO_FILE, *BUILT_IN, *host.prompt_files()], default=NO_FILE,
                     tooltip="A .txt file in ComfyUI's input folder, one prompt a line, instead of the text. "
-                    "The demo captions are those that the built-in model knows, held-out ones included.",
+                    "The demo captions are those that the built-in model knows; readable text quotes words "
+                    "to be written, for the reward text_in_image. Both bring held-out prompts of their own.",
                 ),
                 io.String.Input(
                     "text", multiline=True, default=EXAMPLE, dynamic_prompts=False,
@@ -44,7 +47,7 @@ class PromptsNode(Node):
                 rare(
                     io.Float.Input, "held_out", default=0.0, min=0.0, max=0.9, step=0.05,
                     tooltip="Share of the prompts that is kept out of training and used for evaluation only. "
-                    "0 evaluates the training prompts with other seeds. The demo captions bring their own.",
+                    "0 evaluates the training prompts with other seeds. The built-in lists bring their own.",
                 ),
             ],
             outputs=[RlrPrompts.Output(display_name="prompts", tooltip="For RLR Train and RLR Sample.")],
@@ -54,7 +57,7 @@ class PromptsNode(Node):
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **inputs) -> str:
         """A file that was edited is read again."""
-        if not file or file in (NO_FILE, DEMO_CAPTIONS):
+        if not file or file in (NO_FILE, *BUILT_IN):
             return "text"
         try:
             return str(host.prompt_path(file).stat().st_mtime_ns)
@@ -73,6 +76,11 @@ class PromptsNode(Node):
             from rlr_core.demo.scenes import held_out_prompts, training_prompts
 
             return io.NodeOutput(sockets.Prompts(training_prompts(), held_out_prompts()))
+        if file == READABLE_TEXT:
+            from rlr_core.config.prompts import SETS
+
+            parts = [SETS / f"readable_text{ending}.txt" for ending in ("", "_held_out")]
+            return io.NodeOutput(sockets.Prompts(*(lines(part.read_text("utf-8")) for part in parts)))
         if file != NO_FILE:
             path = host.prompt_path(file)
             if path.stat().st_size > MOST * LONGEST:

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from rlr_core.errors import UserError
 from rlr_core.rewards import REWARDS, reward_class
 from rlr_core.rewards.files import WeightFile, folders, locate
+from rlr_core.rewards.vlm import QUESTION
 
 from . import host, images, queued, sockets
 from .defaults import AUTO
@@ -19,7 +20,9 @@ from .schema import CATEGORY, Node, RlrReward, opt
 
 ELSEWHERE = ("temporal_flicker", "motion", "clip_consistency", "video", "combine", "ratings", "scores")
 """Rewards that no widget can describe: parts of a workflow, callbacks, and those of videos."""
-CHOICES = [AUTO, *(name for name in REWARDS if name not in ELSEWHERE)]
+NOT_OF_STRANGERS = ("http",)
+"""A workflow may come from a stranger, and is not to say to which address pictures are sent."""
+CHOICES = [AUTO, *(name for name in REWARDS if name not in ELSEWHERE + NOT_OF_STRANGERS)]
 SECOND_FILE = ("clip", "vocabulary", "tokenizer", "features")
 """Options that `second_file` fills, whichever the reward has."""
 FILES = {"weights": ("weights",), "second_file": SECOND_FILE}
@@ -38,6 +41,11 @@ class Option(NamedTuple):
 OPTIONS = {
     "color": Option(io.String.Input, {"default": "#ff8000"}, "A name such as teal, or #rrggbb."),
     "channel": Option(io.Combo.Input, {"options": CHANNELS, "default": "red"}, "Which one should stand out."),
+    "question": Option(
+        io.String.Input,
+        {"default": QUESTION},
+        "What the model is asked about the picture, to be answered by yes; {prompt} stands for the prompt.",
+    ),
     "quality": Option(io.Int.Input, {"default": 95, "min": 1, "max": 100}, "Quality of the JPEG, 1 to 100."),
 }
 """An option that is not here stays at the reward's own default."""
@@ -93,7 +101,7 @@ class RewardNode(Node):
             return True
         if reward not in CHOICES:
             return f"{str(reward)[:100]!r} is not in the list; it has {', '.join(CHOICES)}."
-        return missing_file(reward, queued.inputs_of(str(cls.hidden.unique_id))) or True
+        return what_is_missing(reward, queued.inputs_of(str(cls.hidden.unique_id))) or True
 
     @classmethod
     def run(cls, reward: str, weights: str, second_file: str, target: Any, **widgets: Any) -> io.NodeOutput:
@@ -123,20 +131,28 @@ def inputs_of() -> dict[str, list[str]]:
     return read
 
 
-def missing_file(reward: str, chosen: dict[str, Any]) -> str:
-    """What is said of a reward whose file is not there; '' where all are. chosen: the node's other inputs."""
-    needed: tuple[WeightFile, ...] = () if reward == AUTO else getattr(reward_class(reward), "files", ())
+def what_is_missing(reward: str, chosen: dict[str, Any]) -> str:
+    """What is said of a reward whose packages or files are not there; '' where all are.
+
+    chosen: the node's other inputs.
+    """
+    if reward == AUTO:
+        return ""
+    kind = reward_class(reward)
+    if kind.extra is not None and (packages := kind.extra.missing()):
+        return f"{reward} needs packages in ComfyUI's own Python: {packages}."
+    needed: tuple[WeightFile, ...] = kind.files
     first: Path | None = None
     for file in needed:
-        widget = next(name for name, options in FILES.items() if file.option in options)
+        widget = next((name for name, options in FILES.items() if file.option in options), "")
         own = chosen.get(widget, AUTO)
         try:
             found = locate(file, beside=first) if own == AUTO else Path(host.reward_path(str(own)))
         except UserError:
+            other = f", or choose another file at {widget}" if widget else ""
             return (
                 f"{reward} needs {file.names[0]} ({file.what}). Get it from {file.source}, put it into "
-                f"{folders()[0]} and press R, or choose another file at {widget}; or choose a reward that "
-                "needs no file, such as auto."
+                f"{folders()[0]} and press R{other}; or choose a reward that needs no file, such as auto."
             )
         first = first or found
     return ""

@@ -25,8 +25,8 @@ COMPARE = """Compare a model without and with a LoRA, several LoRAs, or one LoRA
   rlr compare runs/nicer/config.yaml evaluation.samples=128 --lora nicer.safetensors --strengths 0 0.5 1 1.5
 
 All get the same prompts (evaluation.prompts, or prompts) and seeds. For the reward and the judge of the
-config it says how often each beats the first, with a 95 % interval, in which pictures of one prompt count as
-alike. It writes grid.png, table.md and scores.csv."""
+config it says how often each beats the first, with a 95 % interval that counts prompts rather than pictures.
+It writes grid.png (framed: the best of a row), table.md and scores.csv."""
 ROWS = 8  # of the grid
 
 

@@ -124,9 +124,10 @@ class Http(Reward):
                     ) from error
             except (OSError, ValueError) as error:  # refused, timed out, cut off, or no HTTP
                 reason = f"cannot be reached ({getattr(error, 'reason', None) or error})"
+        tries = "1 try" if self.tries == 1 else f"{self.tries} tries"
         raise UserError(
-            f"Reward 'http': {self.address} {reason}, {self.tries} times; is the server running, and is its "
-            f"address right?"
+            f"Reward 'http': {self.address} {reason}, after {tries}; is the server running, and is "
+            f"its address right?"
         )
 
     def _hint(self, code: int) -> str:

@@ -12,6 +12,7 @@ from rlr_core.common.images import to_pil
 from rlr_core.rewards.base import Reward
 from rlr_core.rewards.extras import Extra
 
+PACKAGES = Extra("safe", ("nudenet", "onnxruntime"))
 EXPOSED = (
     "ANUS_EXPOSED",
     "BUTTOCKS_EXPOSED",
@@ -33,11 +34,11 @@ class Safe(Reward):
     name = "safe"
     differentiable = False
     range = (0.0, 1.0)
-    extra = Extra("safe", ("nudenet", "onnxruntime"))
+    extra = PACKAGES
 
     def __init__(self) -> None:
         """Raises UserError where the extra `safe` is not installed."""
-        self.detector = self.extra.load(self.name).NudeDetector()
+        self.detector = PACKAGES.load(self.name).NudeDetector()
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         worst = [max(self.exposed(image).values(), default=0.0) for image in images]

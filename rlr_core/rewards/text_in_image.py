@@ -20,6 +20,7 @@ from rlr_core.rewards.extras import Extra
 QUOTED = re.compile(
     r"\"([^\"]+)\"|“([^”]+)”|«([^»]+)»|„([^“”]+)[“”]|(?<!\w)['‘]((?:[^'’]|\b['’]\b)+)['’](?!\w)"
 )
+PACKAGES = Extra("ocr", ("rapidocr", "onnxruntime"))
 SHORTER_SIDE = 512
 """Pixels to which the text detector enlarges smaller pictures."""
 
@@ -37,7 +38,7 @@ class TextInImage(Reward):
     differentiable = False
     needs_prompt = True
     range = (0.0, 1.0)
-    extra = Extra("ocr", ("rapidocr", "onnxruntime"))
+    extra = PACKAGES
 
     def __init__(self) -> None:
         """Raises UserError where the extra `ocr` is not installed."""
@@ -113,8 +114,8 @@ def edit_distance(a: str, b: str) -> int:
 
 def _engine() -> Any:
     """RapidOCR with the models that lie in its package; it would download others, and is never asked to."""
-    rapidocr = TextInImage.extra.load(TextInImage.name)
-    models = Path(rapidocr.__file__).parent / "models"
+    rapidocr = PACKAGES.load(TextInImage.name)
+    models = Path(rapidocr.__path__[0]) / "models"
     found = {kind: sorted(models.glob(f"*_{kind}_*.onnx")) for kind in ("det", "rec")}
     for kind, files in found.items():
         if not files:

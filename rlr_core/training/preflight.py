@@ -152,10 +152,11 @@ def measure(parts: Parts) -> Need:
     model, reward = parts.model, parts.reward
     state, latents = reward.state_dict(), _one_latent(parts)
     text = parts.batches.book.texts(parts.batches.prompts[:1])
+    scoring = reward if reward.evaluable else reward.surrogate  # nobody is asked about a blank picture
 
     def score() -> Tensor:
         images = model.decode(latents.requires_grad_(parts.scorer.pathwise)).clamp(0, 1)
-        return reward(images, text)
+        return images if scoring is None else scoring(images, text)
 
     step_bytes = measure_step(parts)
     try:

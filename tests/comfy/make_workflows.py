@@ -152,11 +152,11 @@ LAYOUT: dict[str, dict[str, Any]] = {
             ("2  Two methods", 240, ["5", "6"]),
             ("3  Train with both", 330, ["7"]),
             (None, 330, ["8"]),
-            ("4  Compare", 300, ["9", ("11", 230), "10", ("12", 230)]),
+            ("4  Compare", 310, [("9", 330), ("10", 330)]),
         ],
         "titles": {"5": "Method: adaptive", "6": "Method: rlr (the paper)", "7": "Train with adaptive",
-                   "8": "Train with rlr", "9": "Report: adaptive", "10": "Report: rlr", "11": "adaptive",
-                   "12": "rlr", "3": "Reward: what is trained for", "4": "Judge: only watches"},
+                   "8": "Train with rlr", "9": "Report: adaptive", "10": "Report: rlr",
+                   "3": "Reward: what is trained for", "4": "Judge: only watches"},
     },
 }  # fmt: skip
 

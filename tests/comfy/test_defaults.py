@@ -196,6 +196,8 @@ def test_missing_weights_are_said_on_rlr_reward_in_its_own_words(refusal):
     said = refusal(graph(RLR_Reward={"reward": "aesthetic"}), "3")
     assert "aesthetic needs sac+logos" in said and "Get it from https://" in said
     assert "press R, or choose another file at weights" in said and "weights=" not in said
+    said = refusal(graph(RLR_Reward={"reward": "vlm"}), "3")
+    assert "vlm needs Qwen3-VL" in said and "choose another file" not in said
     assert "not in the list" in refusal(graph(RLR_Reward={"reward": "purple"}), "3")
 
 
@@ -215,6 +217,14 @@ def test_a_checkpoint_of_another_kind_is_named_on_rlr_load_checkpoint(refusal, b
         path.unlink()
 
 
+def test_missing_packages_are_said_on_rlr_reward(refusal, monkeypatch):
+    from rlr_core.rewards.extras import Extra
+
+    monkeypatch.setattr(Extra, "missing", lambda extra: f"pip install {extra.packages[0]}")
+    said = refusal(graph(RLR_Reward={"reward": "text_in_image"}), "3")
+    assert said == "text_in_image needs packages in ComfyUI's own Python: pip install rapidocr."
+
+
 # --- which inputs are shown ---
 
 
@@ -228,6 +238,7 @@ def test_a_reward_shows_its_own_inputs_and_no_other(pack, module):
     assert set().union(*shown.values()) == known, "an input that no reward reads"
     assert shown["auto"] == shown["demo"] == shown["brightness"] == []
     assert shown["target_color"] == ["color"] and shown["jpeg_compressibility"] == ["quality"]
+    assert shown["vlm"] == ["question", "checkpointing"] and "http" not in shown
     assert shown["aesthetic"] == ["weights", "second_file", "checkpointing"]
     assert shown["target_picture"] == ["second_file", "target"]
     json.dumps(shown)

@@ -322,6 +322,12 @@ def test_prompts_come_from_a_file_and_a_part_is_held_out(run, base):
     assert set(prompts.training) | set(prompts.held_out) == {"one", "two", "three", "four"}
 
 
+def test_prompts_for_readable_text_come_along(run):
+    (prompts,) = run("RLR_Prompts", file="readable text (built in)")
+    assert len(prompts.training) == 40 and len(prompts.held_out) == 16
+    assert all('"' in prompt for prompt in prompts.training) and not prompts.untouched
+
+
 def test_a_method_keeps_only_its_own_settings(run):
     from rlr_core.config import MethodConfig
 

@@ -130,10 +130,11 @@ def _load(folder: Path, needed: WeightFile) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(folder, **here)
         config._attn_implementation = "sdpa"  # a config may name a kernel to fetch
         processor = AutoProcessor.from_pretrained(folder, **here)
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, config=config, torch_dtype="auto", use_safetensors=True, attn_implementation="sdpa",
             output_loading_info=True, **here,
         )  # fmt: skip
+        model, report = loaded
         gaps = [*report["missing_keys"], *report["mismatched_keys"]]
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
