@@ -183,7 +183,7 @@ def test_the_demo_opens_from_the_templates_browser(page):
     if not page.evaluate("async () => (await fetch('/templates/index.json')).ok"):
         pytest.skip("this Python has the templates of another ComfyUI, and the browser waits for its own")
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.get_by_text(PACK).first.click()
+    page.get_by_text(f"{PACK}: train on a reward").first.click()  # of locales/en/main.json
     page.locator('img[alt="rlr-demo"]').first.click()
     for _ in range(60):
         types = page.evaluate("() => window.app.graph.nodes.map((node) => node.type)")
