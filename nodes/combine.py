@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from comfy_api.latest import io
@@ -31,6 +32,11 @@ class CombineRewards(Node):
                 io.Boolean.Input, "normalize", default=True,
                 tooltip="Bring every reward to mean 0 and deviation 1 first: none outweighs the others.",
             ),
+            rare(
+                io.Boolean.Input, "within_prompts", default=False,
+                tooltip="With normalize: divide by how much pictures of one prompt differ (GDPO), which is "
+                "what is learned from. Takes two pictures or more of a prompt.",
+            ),
         ]  # fmt: skip
         for number in range(1, cls.PARTS + 1):
             inputs.append(
@@ -51,6 +57,16 @@ class CombineRewards(Node):
                     tooltip=f"Weight of reward {number}; a negative one reverses it.",
                 )  # fmt: skip
             )
+        for number in range(1, cls.PARTS + 1):
+            inputs.append(
+                rare(
+                    io.String.Input,
+                    f"cap_{number}",
+                    default="",
+                    tooltip=f"A score of reward {number} above this number counts as it: there is nothing to "
+                    "gain beyond. Empty: no cap.",
+                )
+            )
         return io.Schema(
             node_id="RLR_CombineRewards",
             display_name="RLR Combine Rewards",
@@ -61,9 +77,11 @@ class CombineRewards(Node):
         )
 
     @classmethod
-    def run(cls, mode: str, normalize: bool, **inputs: Any) -> io.NodeOutput:
+    def run(cls, mode: str, normalize: bool, within_prompts: bool, **inputs: Any) -> io.NodeOutput:
         parts: list[dict[str, Any]] = []
         weights: list[float] = []
+        caps: list[float | None] = []
+        manner = {"mode": mode, "normalize": normalize, "within_prompts": within_prompts}
         people: list[sockets.Person] = []
         for number in range(1, cls.PARTS + 1):
             reward, weight = inputs[f"reward_{number}"], inputs[f"weight_{number}"]
@@ -72,19 +90,38 @@ class CombineRewards(Node):
             if reward.name == AUTO:
                 raise UserError(f"reward_{number} is an RLR Reward at auto: choose what it looks at.")
             people += [reward.person] if reward.person is not None else []
+            cap = cap_from(inputs[f"cap_{number}"], number)
             if reward.name == "combine":
-                if (reward.options["mode"], reward.options["normalize"]) != (mode, normalize):
+                if {name: reward.options[name] for name in manner} != manner:
                     raise UserError(
-                        "Only combined rewards of the same mode and normalize can be combined again."
+                        "Only combined rewards of the same mode, normalize and within_prompts can be "
+                        "combined again."
                     )
+                if cap is not None:
+                    raise UserError(f"reward_{number} is combined itself: set the caps of its parts there.")
                 parts += reward.options["rewards"]
                 weights += [weight * inner for inner in reward.options["weights"]]
+                caps += reward.options["caps"]
             else:
                 parts.append({reward.name: dict(reward.options)})
                 weights.append(weight)
+                caps.append(cap)
         if len(parts) > MOST_PARTS:
             raise UserError(f"{len(parts)} rewards are too many; combine at most {MOST_PARTS}.")
         if len(people) > 1:
             raise UserError("One RLR Rate is enough: several would ask about the same pictures.")
-        options = {"rewards": parts, "mode": mode, "normalize": normalize, "weights": weights}
+        options = {"rewards": parts, **manner, "weights": weights, "caps": caps}
         return io.NodeOutput(sockets.Reward("combine", options, people[0] if people else None))
+
+
+def cap_from(text: str, number: int) -> float | None:
+    """The number in a cap's widget; None where it is empty. Raises UserError."""
+    if not text.strip():
+        return None
+    try:
+        cap = float(text)
+    except ValueError:
+        cap = math.nan
+    if not math.isfinite(cap):
+        raise UserError(f"cap_{number} is {text[:40]!r}: write a number such as 0.8, or leave it empty.")
+    return cap

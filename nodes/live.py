@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlr_core.cli.progress import Progress
+from rlr_core.config.validate import PYTHON
 from rlr_core.training.events import PHASES, Event, in_words
 from rlr_core.training.pace import Pace
 from rlr_core.training.results import Results, decimated
@@ -74,8 +75,8 @@ def view_of(folder: Path, node: str, workflow: str, config: TrainConfig, **statu
         "run": folder.name,
         "steps": config.steps,
         "step": points[-1]["step"] if points else 0,
-        "reward": config.reward,
-        "judge": config.evaluation.judge or "",
+        "reward": config.reward.removeprefix(PYTHON),
+        "judge": (config.evaluation.judge or "").removeprefix(PYTHON),
         "phase": "",
         "left": None,
         "points": points,

@@ -25,9 +25,18 @@ NO_MODEL = "patched_model of RLR Train works with RLR From ComfyUI only: use RLR
 class NodeRun:
     """What one queueing of RLR Train does."""
 
-    def __init__(self, node: type, config: TrainConfig, model: sockets.Model, person: sockets.Person | None):
-        """node: the node's class, which knows its place in the workflow; person: who is asked, if anybody."""
-        self.config, self.model, self.person = config, model, person
+    def __init__(
+        self,
+        node: type,
+        config: TrainConfig,
+        model: sockets.Model,
+        reward: sockets.Reward,
+        judge: sockets.Reward | None,
+    ):
+        """node: the node's class, which knows its place in the workflow; reward, judge: as connected, for
+        what config cannot hold of them."""
+        self.config, self.model, self.reward, self.judge = config, model, reward, judge
+        self.person = reward.person
         if model.path == "demo":
             config.keep_samples = KEPT_OF_THE_DEMO
         self.node = str(node.hidden.unique_id)
@@ -73,13 +82,25 @@ class NodeRun:
         return folder
 
     def _run(self, device: Any, watcher: live.Live, resume: bool) -> None:
+        from rlr_core.config.validate import PYTHON
         from rlr_core.rewards import load_reward
         from rlr_core.training.trainer import train
 
-        reward = load_reward(self.config.reward, **self.config.reward_options)
+        config = self.config
+        handed_over = config.reward.startswith(PYTHON)
+        reward = self.reward.load() if handed_over else load_reward(config.reward, **config.reward_options)
+        judge = self.judge if (config.evaluation.judge or "").startswith(PYTHON) else None
         with host.loaded(self.model, device) as (model, _):
             host.check_cancel()
-            train(model, reward, self.config, on_event=watcher, check=host.check_cancel, resume=resume)
+            train(
+                model,
+                reward,
+                config,
+                judge=judge and judge.load(),
+                on_event=watcher,
+                check=host.check_cancel,
+                resume=resume,
+            )
 
     def _tell_person(self, folder: Path, state: str) -> None:
         if self.person is not None:

@@ -76,11 +76,9 @@ class ScoreImages(Node):
 
 def scores_of(pictures: Any, recipe: sockets.Reward, prompts: list[str], batch: int) -> torch.Tensor:
     """Scores [N] of an IMAGE of N pictures."""
-    from rlr_core.rewards import load_reward
-
     scores = []
     with host.whole_device("Lower batch, or score fewer pictures.") as device, torch.no_grad():
-        reward = load_reward(recipe.name, **recipe.options).to(device)
+        reward = recipe.load().to(device)
         reward.prepare(list(dict.fromkeys(prompts)))
         report = host.Progress(len(prompts)).counting()
         pixels = images.to_engine(pictures)

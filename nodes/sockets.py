@@ -184,8 +184,22 @@ class Reward:
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    """What a file can hold, or, for `vlm`, an object that asks a CLIP of ComfyUI."""
     person: Person | None = None
     """Who is asked, where the reward is or holds a person's ratings."""
+
+    @property
+    def described(self) -> tuple[str, dict[str, Any]]:
+        """Name and options as a config has them."""
+        from rlr_core.training.setup import described
+
+        return described(self.name, self.options)
+
+    def load(self) -> Any:
+        """The engine's reward."""
+        from rlr_core.rewards import load_reward
+
+        return load_reward(self.name, **self.options)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class TrainNode(Node):
         base = names.inside(host.runs_folder(), inputs["run_name"])
         config = config_from(inputs)
         check_config(config)
-        run = NodeRun(cls, config, inputs["model"], inputs["reward"].person)
+        run = NodeRun(cls, config, inputs["model"], inputs["reward"], inputs["judge"])
         return run.outputs(base, restart=inputs["mode"] == RESTART)
 
     @classmethod
@@ -124,16 +124,18 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
     values |= {key: filled[name] for name, key in SETTINGS.items()} | _size(inputs["size"])
     own = inputs["settings"].values if inputs["settings"] is not None else {}
     values |= {key: value for key, value in own.items() if value is not None or key not in values}
+    reward_name, reward_options = reward.described
+    judge_name, judge_options = judge.described if judge else (None, {})
     values |= {
         "model": model.path,
         "dtype": model.dtype,
-        "reward": reward.name,
-        "reward_options": dict(reward.options),
+        "reward": reward_name,
+        "reward_options": reward_options,
         "prompts": prompts.training,
         "method": method,
         "sampler.stage_boundaries": prompts.boundaries,
-        "evaluation.judge": judge.name if judge else None,
-        "evaluation.judge_options": dict(judge.options) if judge else {},
+        "evaluation.judge": judge_name,
+        "evaluation.judge_options": judge_options,
         "evaluation.prompts": prompts.held_out,
     }
     values["evaluation.batch"] = values.get("micro_batch", TrainConfig().micro_batch)

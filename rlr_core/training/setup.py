@@ -179,10 +179,25 @@ def _as_it_runs(
 
 
 def _description(reward: Reward) -> tuple[str, dict[str, Any]]:
-    """A reward's name and options, where a file can hold them; 'python:name' otherwise."""
-    if reward.source is not None and _plain(reward.source[1]):
-        return reward.source[0], dict(reward.source[1])
-    return _by_python(reward.name), {}
+    """A reward's name and options, where it has been loaded by a name; else 'python:name'."""
+    return described(*reward.source) if reward.source is not None else (_by_python(reward.name), {})
+
+
+def described(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A reward's name and options as config.yaml holds them.
+
+    'python:name' where an option is an object, which is then there by the name of what it is.
+    """
+    return (name if _plain(options) else _by_python(name)), _written(options)
+
+
+def _written(value: Any) -> Any:
+    """A value as a YAML file can hold it."""
+    if isinstance(value, dict):
+        return {str(key): _written(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_written(item) for item in value]
+    return value if _plain(value) else _by_python(getattr(value, "__name__", type(value).__name__))
 
 
 def _by_python(name: str, signature: str | None = None) -> str:

@@ -198,7 +198,7 @@ def test_missing_weights_are_said_on_rlr_reward_in_its_own_words(refusal):
     assert "aesthetic needs sac+logos" in said and "Get it from https://" in said
     assert "press R, or choose another file at weights" in said and "weights=" not in said
     said = refusal(graph(RLR_Reward={"reward": "vlm"}), "3")
-    assert "vlm needs Qwen3-VL" in said and "choose another file" not in said
+    assert "vlm needs Qwen3-VL" in said and "choose another folder at model_folder" in said
     assert "not in the list" in refusal(graph(RLR_Reward={"reward": "purple"}), "3")
 
 
@@ -239,7 +239,8 @@ def test_a_reward_shows_its_own_inputs_and_no_other(pack, module):
     assert set().union(*shown.values()) == known, "an input that no reward reads"
     assert shown["auto"] == shown["demo"] == shown["brightness"] == []
     assert shown["target_color"] == ["color"] and shown["jpeg_compressibility"] == ["quality"]
-    assert shown["vlm"] == ["question", "checkpointing"] and "http" not in shown
+    assert shown["vlm"] == ["model_folder", "question", "checkpointing", "clip"]
+    assert shown["http"] == ["address", "server_model", "instruction"]
     assert shown["aesthetic"] == ["weights", "second_file", "checkpointing"]
     assert shown["target_picture"] == ["second_file", "target"]
     json.dumps(shown)
