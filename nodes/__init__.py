@@ -34,6 +34,7 @@ async def comfy_entrypoint():
 def all_nodes() -> list[type]:
     """Every node of the pack."""
     from .combine import CombineRewards
+    from .compare import CompareNode
     from .from_comfy import FromComfy
     from .load import LoadCheckpoint
     from .lora import ApplyLora, SaveLora
@@ -43,6 +44,7 @@ def all_nodes() -> list[type]:
     from .rate import RateNode
     from .report import TrainingReport
     from .rewards import RewardNode
+    from .runs import RunsNode
     from .sample import SampleNode
     from .score import ScoreImages
     from .train import TrainNode
@@ -51,5 +53,5 @@ def all_nodes() -> list[type]:
     return [
         LoadCheckpoint, PromptsNode, PromptStages, RewardNode, CombineRewards, RateNode, PreferencesNode,
         ScoreImages, MethodNode, TrainNode, TrainSettingsNode, SaveLora, ApplyLora, SampleNode,
-        TrainingReport, FromComfy,
+        TrainingReport, CompareNode, RunsNode, FromComfy,
     ]  # fmt: skip

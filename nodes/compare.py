@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +28,7 @@ from .schema import (
 
 if TYPE_CHECKING:
     from rlr_core.evaluation.comparison import Comparison, Variant
+    from rlr_core.evaluation.measures import ConfidenceInterval
 
 MOST = 1024
 """Pictures in all."""
@@ -146,12 +147,12 @@ def variants(strengths: list[float], two: bool) -> list[tuple[str, str, float]]:
 
     Raises UserError where that is one thing only.
     """
+    called = {"lora": "LoRA A" if two else "LoRA"} | ({"lora_b": "LoRA B"} if two else {})
+    plain = [strength for strength in strengths if strength] == [1.0]
     found: dict[str, tuple[str, str, float]] = {}
     for strength in strengths:
-        for input_name, called in (("lora", "LoRA A" if two else "LoRA"), ("lora_b", "LoRA B"))[: 1 + two]:
-            name = BASE if not strength else called if len(strengths) < 3 else f"{called} at {strength:g}"
-            if 0 not in strengths and len(strengths) == 2:
-                name = f"{called} at {strength:g}"
+        for input_name, words in called.items():
+            name = BASE if not strength else words if plain else f"{words} at {strength:g}"
             found.setdefault(name, (name, input_name, strength))
     if len(found) < 2:
         raise UserError(
@@ -190,26 +191,21 @@ def _compare(
     boundaries: Any,
     inputs: dict[str, Any],
 ) -> Comparison:
-    import dataclasses
-
+    """loras: LORA_MODEL or None by the input that it came by; count: pictures of each thing compared."""
     from rlr_core.common.listening import heard_inside
     from rlr_core.config import SamplerConfig
     from rlr_core.evaluation.comparison import Variant, compare
 
-    sampler = SamplerConfig(
-        **settings_from(inputs, SETTINGS)["sampler"], eta=0.0, stage_boundaries=boundaries
-    )
-    with (
-        host.whole_device("Lower batch, width or height.") as device,
-        tempfile.TemporaryDirectory() as folder,
-    ):
+    settings = settings_from(inputs, SETTINGS)["sampler"]
+    sampler = SamplerConfig(**settings, eta=0.0, stage_boundaries=boundaries)
+    base = dataclasses.replace(model, lora=None)
+    advice = "Lower batch, width or height."
+    with tempfile.TemporaryDirectory() as folder, host.whole_device(advice) as device:
         files = {name: _written(lora, Path(folder) / f"{name}.safetensors") for name, lora in loras.items()}
         rewards = rewards_of(recipe)
-        things = [
-            Variant(name, files[lora] if strength else None, strength) for name, lora, strength in compared
-        ]
-        with host.loaded(dataclasses.replace(model, lora=None), device) as (loaded, _):
-            with heard_inside(loaded, host.check_cancel):
+        things = [Variant(name, files[of] if strength else None, strength) for name, of, strength in compared]
+        with host.loaded(base, device) as (loaded, _), heard_inside(loaded, host.check_cancel):
+            try:
                 return compare(
                     loaded,
                     things,
@@ -222,6 +218,8 @@ def _compare(
                     keep=ROWS,
                     on_progress=_progress(things, count),
                 )
+            except UserError as error:  # in which a LoRA goes by the name of its input
+                raise UserError(str(error).replace(f"{folder}/", "").replace(".safetensors", "")) from error
 
 
 def _written(lora: Any, path: Path) -> Path | None:
@@ -268,21 +266,19 @@ def report(comparison: Comparison) -> str:
             mean = comparison.evaluations[name].estimate(reward).mean
             gain = comparison.gain(name, reward)
             ends = "" if gain.low is None else f" [{gain.low:+.3g}, {gain.high:+.3g}]"
-            wins = percent(comparison.win_rate(name, reward))
-            lines.append(
-                f"  {name} {mean:.4g}: wins {wins} of the pairs, {gain.mean:+.3g}{ends}{_sure(comparison, name, reward)}"
-            )
+            rate = comparison.win_rate(name, reward)
+            wins = f"wins {percent(rate)} of the pairs"
+            lines.append(f"  {name} {mean:.4g}: {wins}, {gain.mean:+.3g}{ends}; {_sure(rate)}")
     return "\n".join(lines)
 
 
-def _sure(comparison: Comparison, name: str, reward: str) -> str:
-    """What the interval of the win rate says, in words."""
-    _, low, high = comparison.win_rate(name, reward)
-    if low is None or high is None:
-        return "; one prompt alone says little"
-    if low > 0.5:
-        return "; better"
-    return "; worse" if high < 0.5 else "; not sure: more prompts would tell"
+def _sure(rate: ConfidenceInterval) -> str:
+    """What the interval of a win rate says, in words."""
+    if rate.low is None or rate.high is None:
+        return "one prompt alone says little"
+    if rate.low > 0.5:
+        return "better"
+    return "worse" if rate.high < 0.5 else "not sure: more prompts would tell"
 
 
 def _grid(comparison: Comparison) -> Any:

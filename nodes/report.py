@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from rlr_core.errors import UserError
 
 from . import host, images
 from .schema import CATEGORY, Node
+
+if TYPE_CHECKING:
+    from rlr_core.training.results import Results
 
 
 class TrainingReport(Node):
@@ -48,15 +52,21 @@ class TrainingReport(Node):
 
     @classmethod
     def run(cls, run_folder: str) -> io.NodeOutput:
-        from rlr_core.evaluation.plots import plot_reward
-        from rlr_core.training.results import decimated, read_results
+        from rlr_core.training.results import read_results
 
         results = read_results(host.run_folder(run_folder))
-        config = results.config
-        judge = config.evaluation.judge or f"{config.reward}, held out"
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "reward.png"
-            plot_reward(decimated(results.metrics, 2000), path, config.reward, judge)
-            chart = images.read(path)
         summary = results.summary()
-        return io.NodeOutput(chart, summary, ui={"text": [summary]})
+        return io.NodeOutput(chart_of(results), summary, ui={"text": [summary]})
+
+
+def chart_of(results: Results) -> Tensor:
+    """The curves of a run as an IMAGE."""
+    from rlr_core.evaluation.plots import plot_reward
+    from rlr_core.training.results import decimated
+
+    config = results.config
+    judge = config.evaluation.judge or f"{config.reward}, held out"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "reward.png"
+        plot_reward(decimated(results.metrics, 2000), path, config.reward, judge)
+        return images.read(path)

@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { COLORS, tag } from "./elements.js";
 import { addView, isOf } from "./graph.js";
 
-const HEIGHTS = { RLR_TrainingReport: 150, RLR_SaveLoRA: 56, RLR_ScoreImages: 220 };
+const HEIGHTS = { RLR_TrainingReport: 150, RLR_SaveLoRA: 56, RLR_ScoreImages: 220, RLR_Compare: 170, RLR_Runs: 150 };
 const PICTURE = /^data:image\/jpeg;base64,/;
 
 function box() {

@@ -12,7 +12,7 @@ from rlr_core.errors import UserError
 from rlr_core.evaluation.measures import Evaluation
 from rlr_core.lora.attach import Adapter
 from rlr_core.lora.formats import save_lora
-from rlr_core.training.run_folder import LORA, RunFolder
+from rlr_core.training.run_folder import BEST_LORA, LORA, RunFolder
 from rlr_core.training.setup import Parts
 
 FINISHED, JUDGE_DROPPED, INTERRUPTED = "finished", "the judge dropped", "interrupted"
@@ -68,7 +68,23 @@ def write_lora(parts: Parts, folder: RunFolder | None, step: int, reason: str) -
         metadata["end_percent"] = f"{1 - parts.chain.base_steps / parts.chain.T:g}"
     if parts.world.main and folder is not None:
         save_lora(parts.adapter, folder.path / LORA, metadata=metadata, way_out=folder.way_out())
+        _write_best(parts, folder, metadata)
     return TrainedLora(parts.adapter, metadata)
+
+
+def _write_best(parts: Parts, folder: RunFolder, metadata: dict[str, str]) -> None:
+    """The judge's best beside the LoRA, where it was kept; it is not known after how many updates."""
+    if parts.held_out.best is None:
+        return
+    about = {key: value for key, value in metadata.items() if key != "steps"} | {
+        "reason": "best by the judge"
+    }
+    own = parts.adapter.state_dict()
+    parts.adapter.load_state_dict(parts.held_out.best[1])
+    try:
+        save_lora(parts.adapter, folder.path / BEST_LORA, metadata=about, way_out=folder.way_out())
+    finally:
+        parts.adapter.load_state_dict(own)
 
 
 def keep_best_or_average(parts: Parts, reason: str) -> None:

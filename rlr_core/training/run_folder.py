@@ -5,6 +5,7 @@
     samples/              held-out pictures on the way: step_000010.png
     state/                all it takes to go on exactly: state.safetensors
     lora.safetensors, reward.png, before_after.png
+    best_lora.safetensors the best by the judge, of a run that stops when the judge drops
     .lock, .owner         who writes here (run_lock.py)
 
 Every file but metrics.jsonl is replaced in one go: written beside itself, flushed to the disk, renamed.
@@ -33,6 +34,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 STATE = "state/state.safetensors"
 LORA = "lora.safetensors"
+BEST_LORA = "best_lora.safetensors"
 
 
 class RunFolder:

@@ -85,6 +85,22 @@ LAYOUT: dict[str, dict[str, Any]] = {
         ],
         "titles": {"3": "Reward: what is trained for", "6": "Before and after"},
     },
+    "rlr-readable-text": {
+        "columns": [
+            ("1  What to learn", 280, [
+                "1", ("2", 150), "3",
+                note("**Words that can be read.** The prompts quote words; the *reward* is the share of their "
+                     "letters that an OCR finds right.\n\nIt needs two packages in ComfyUI's own Python:"
+                     "\n\n`pip install rapidocr onnxruntime`\n\nChoose your checkpoint and press Run. SDXL "
+                     f"and newer models write better from the start.\n\n{PLAIN}", 290),
+            ]),
+            ("2  Train", 400, ["4"]),
+            ("3  Keep and compare", 310, ["5", "6"]),
+            ("4  Look", 420, [("7", 640)]),
+        ],
+        "titles": {"3": "Reward: readable words", "6": "Compare: held-out prompts",
+                   "7": "Without and with the LoRA"},
+    },
     "rlr-rate": {
         "columns": [
             ("1  What to learn", 300, [

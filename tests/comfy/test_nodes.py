@@ -17,7 +17,7 @@ TRAIN = {
 
 
 def test_every_node_explains_itself(pack):
-    assert len(pack) == 16
+    assert len(pack) == 18
     for node in pack.values():
         schema = node.GET_SCHEMA()
         assert schema.category == "RLR" and schema.display_name.startswith("RLR ") and schema.description

@@ -43,8 +43,8 @@ def parts(path: Path) -> tuple[dict, dict, dict]:
 def test_every_workflow_has_its_golden_file_and_picture():
     assert [path.stem for path in WORKFLOWS] == [
         "rlr-compare-methods", "rlr-dcot", "rlr-demo", "rlr-first-lora", "rlr-flux2-klein",
-        "rlr-qwen-image", "rlr-rate", "rlr-score-and-pick", "rlr-sd15-aesthetic", "rlr-sdxl",
-        "rlr-wan-video", "rlr-z-image-turbo",
+        "rlr-qwen-image", "rlr-rate", "rlr-readable-text", "rlr-score-and-pick", "rlr-sd15-aesthetic",
+        "rlr-sdxl", "rlr-wan-video", "rlr-z-image-turbo",
     ]  # fmt: skip
     for path in WORKFLOWS:
         assert (HERE / "golden" / path.name).is_file()
