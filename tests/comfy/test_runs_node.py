@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_a_run_gives_its_lora_its_chart_and_its_figures(pack, run, sockets_of, m
     assert chart.shape[0] == 1 and chart.std() > 0.05
     assert summary.startswith("of-last-week: 2 of 2 updates, finished") and output.ui["text"] == [summary]
     (path,) = run("RLR_SaveLoRA", lora=lora, name="again")
-    assert open(path, "rb").read() == open(f"{trained[4]}/lora.safetensors", "rb").read()
+    assert Path(path).read_bytes() == Path(trained[4], "lora.safetensors").read_bytes()
 
 
 def test_the_best_by_the_judge_is_kept_beside_the_last(run, sockets_of):
