@@ -1,4 +1,4 @@
-"""What RLR Train does where nobody says otherwise: what the model, the method and the judge want.
+"""What RLR Train does where nobody says otherwise: what the model and the judge want.
 
 Widgets that are left alone are "auto" (0, -1 or the word) and are filled in here, so that four nodes with all
 defaults train, whatever the model is.
@@ -6,14 +6,11 @@ defaults train, whatever the model is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlr_core.errors import UserError
 
 from . import sockets
-
-if TYPE_CHECKING:
-    from rlr_core.config import MethodConfig
 
 AUTO = "auto"
 NO_FILE_NEEDED = "saturation"
@@ -28,19 +25,16 @@ COMPARED = (4, 3, 2)
 """How many pictures of a prompt are compared, the first that leaves two prompts in a batch."""
 
 
-def settings(
-    model: sockets.Model, method: MethodConfig, batch: int, judged: bool, person: bool
-) -> dict[str, Any]:
+def settings(model: sockets.Model, batch: int, judged: bool, person: bool) -> dict[str, Any]:
     """Setting -> value where a model wants another than the engine's default.
 
     judged: whether there is a judge; person: whether a person rates the pictures.
     """
-    wanted = _of_the_demo(method, person) if model.path == "demo" else _of_a_model(model)
+    wanted = _of_the_demo(person) if model.path == "demo" else _of_a_model(model)
     if person:
         wanted["evaluation.every"] = 1
     wanted["evaluation.stop_when_judge_drops"] = judged and not person
-    wanted.setdefault("samples_per_prompt", pictures_per_prompt(batch))
-    return wanted
+    return wanted | {"samples_per_prompt": pictures_per_prompt(batch)}
 
 
 def pictures_per_prompt(batch: int) -> int:
@@ -83,27 +77,27 @@ def prompts(chosen: sockets.Prompts, model: sockets.Model) -> sockets.Prompts:
     return sockets.Prompts(training_prompts(), held_out_prompts())
 
 
-def _of_the_demo(method: MethodConfig, person: bool) -> dict[str, Any]:
-    """The demo's own settings, for a run of about a hundred updates with a curve to look at."""
+def _of_the_demo(person: bool) -> dict[str, Any]:
+    """The demo's own settings, with evaluations that take seconds."""
     from rlr_core.demo.preset import demo_config
-    from rlr_core.methods import method_class
-    from rlr_core.methods.base import WalkMethod
 
     config = demo_config()
     wanted: dict[str, Any] = {
-        "optimizer.learning_rate": 3e-3,
-        "optimizer.max_grad_norm": 0.02,
+        "optimizer.learning_rate": config.optimizer.learning_rate,
+        "optimizer.max_grad_norm": config.optimizer.max_grad_norm,
         "optimizer.ema_decay": config.optimizer.ema_decay,
         "sampler.eta": config.sampler.eta,
         "micro_batch": config.micro_batch,
         "decode_batch": config.decode_batch,
-        "evaluation.every": 25,
+        "evaluation.every": config.evaluation.every,
         "evaluation.samples": 128,
     }
     if person:  # a few updates, each of them to be seen
-        wanted |= {"optimizer.max_grad_norm": 0.1, "optimizer.ema_decay": 0.0, "evaluation.samples": 64}
-    if issubclass(method_class(method.name), WalkMethod):
-        wanted["samples_per_prompt"] = config.samples_per_prompt
+        wanted |= {
+            "optimizer.learning_rate": 3e-3,
+            "optimizer.ema_decay": 0.0,
+            "evaluation.samples": 64,
+        }
     return wanted
 
 

@@ -119,7 +119,7 @@ def config_from(inputs: dict[str, Any]) -> TrainConfig:
     if judge is not None:
         judge = defaults.reward(judge, model, judge=True)
     person = reward.person is not None
-    values = defaults.settings(model, method, inputs["batch"], judge is not None, person)
+    values = defaults.settings(model, inputs["batch"], judge is not None, person)
     filled = sampling.filled(inputs, model, "sampler_steps", "guidance")
     values |= {key: filled[name] for name, key in SETTINGS.items()} | _size(inputs["size"])
     own = inputs["settings"].values if inputs["settings"] is not None else {}
@@ -196,7 +196,7 @@ def train_inputs() -> list[io.Input]:
         RlrMethod.Input(
             "method",
             optional=True,
-            tooltip="How it learns: RLR Method; adaptive if nothing is connected.",
+            tooltip="How it learns: RLR Method; auto if nothing is connected.",
         ),
         RlrSettings.Input(
             "settings",

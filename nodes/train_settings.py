@@ -40,7 +40,7 @@ WIDGETS = [
         "optimizer.learning_rate",
         "optimizer: learning rate",
         0.0,
-        "0.0003, 0.003 for the built-in model",
+        "0.0003; for the built-in model 0.002, 0.003 with RLR Rate",
         {"max": 0.1, "round": 1e-7},
     ),
     Widget("warmup", "optimizer.warmup", "optimizer: warmup (updates)", changes={"max": 10_000}),
@@ -49,7 +49,7 @@ WIDGETS = [
         "optimizer.max_grad_norm",
         "optimizer: max grad norm",
         -1.0,
-        "1, 0.02 for the built-in model",
+        "1, 0.1 for the built-in model",
         {"max": 1000.0, "round": 0.0001},
     ),
     Widget(
@@ -57,7 +57,7 @@ WIDGETS = [
         "optimizer.ema_decay",
         "optimizer: ema decay",
         -1.0,
-        "0, 0.9 for the built-in model",
+        "0; 0.9 for the built-in model without RLR Rate",
         {"round": 0.0001},
     ),
     Widget(
@@ -117,7 +117,7 @@ WIDGETS = [
         "evaluation.every",
         "evaluation: every (updates)",
         0,
-        "10, 25 for the built-in model, 1 with RLR Rate",
+        "10, 16 for the built-in model, 1 with RLR Rate",
         {"max": 10_000},
     ),
     Widget(
@@ -125,7 +125,7 @@ WIDGETS = [
         "evaluation.samples",
         "evaluation: samples (pictures)",
         0,
-        "16, 4 for videos, 128 for the built-in model",
+        "16, 4 for videos, 128 for the built-in model, 64 with RLR Rate",
         {"max": 1024},
     ),
     Widget(
@@ -150,7 +150,7 @@ class TrainSettingsNode(Node):
             display_name="RLR Train Settings",
             category=CATEGORY,
             description="What RLR Train decides by itself: LoRA, optimizer, sampling, memory, evaluation and "
-            "guards. Change what you know better; what you leave alone follows the model and the method.",
+            "guards. Change what you know better; what you leave alone follows the model.",
             inputs=[_input(widget) for widget in WIDGETS],
             outputs=[RlrSettings.Output(display_name="settings", tooltip="For settings of RLR Train.")],
             **opt(search_aliases=["learning rate", "lora rank", "gradient checkpointing", "warmup", "ema"]),

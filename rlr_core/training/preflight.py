@@ -152,11 +152,11 @@ def measure(parts: Parts) -> Need:
     model, reward = parts.model, parts.reward
     state, latents = reward.state_dict(), _one_latent(parts)
     text = parts.batches.book.texts(parts.batches.prompts[:1])
-    scoring = reward if reward.evaluable else reward.surrogate  # nobody is asked about a blank picture
 
     def score() -> Tensor:
         images = model.decode(latents.requires_grad_(parts.scorer.pathwise)).clamp(0, 1)
-        return images if scoring is None else scoring(images, text)
+        # a reward of whole batches may be a person, who is not to be asked about a blank picture
+        return images.mean((1, 2, 3)) if reward.whole_batch else reward(images, text)
 
     step_bytes = measure_step(parts)
     try:

@@ -63,16 +63,17 @@ def test_four_nodes_with_all_defaults_train(run, checkpoint, monkeypatch):
     assert drawn.std() > 0
 
 
-def test_defaults_follow_the_model_the_method_and_the_judge(config_of, run):
+def test_defaults_follow_the_model_and_the_judge(config_of, run):
+    from rlr_core.config import MethodConfig
+
     demo, other = config_of("demo (built in)"), config_of(TINY)
     assert (demo.reward, other.reward) == ("demo", "saturation")
     assert "a photo of a cat" not in demo.prompts and "a photo of a cat" in other.prompts
     assert demo.evaluation.prompts and not set(demo.evaluation.prompts) & set(demo.prompts)
     assert (demo.gradient_checkpointing, other.gradient_checkpointing) == (False, True)
     assert (demo.sampler.steps, other.sampler.steps) == (6, 20)
-    assert (demo.samples_per_prompt, other.samples_per_prompt) == (1, 4)
-    (method,) = run("RLR_Method", method="awm")
-    assert config_of("demo (built in)", method=method).samples_per_prompt == 4
+    assert (demo.optimizer.learning_rate, other.optimizer.learning_rate) == (2e-3, 3e-4)
+    assert demo.method == other.method == MethodConfig()
     assert not demo.evaluation.stop_when_judge_drops
     (judge,) = run("RLR_Reward")
     judged = config_of("demo (built in)", judge=judge)
