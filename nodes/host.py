@@ -10,7 +10,7 @@ import gc
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,12 @@ def was_cancelled(error: BaseException) -> bool:
     return isinstance(error, comfy.model_management.InterruptProcessingException)
 
 
+PREVIEW_SIDE = 768
+"""Pixels, at most."""
+PARTS = 1000
+"""Of a progress bar that shows a share."""
+
+
 class Progress:
     """The node's progress bar; `show` may carry a preview picture."""
 
@@ -227,10 +233,15 @@ class Progress:
         self.total = max(1, total)
         self.bar = comfy.utils.ProgressBar(self.total)
 
-    def show(self, done: int, preview: Any = None, largest: int = 768) -> None:
+    def show(self, done: int, preview: Any = None) -> None:
         """done of total; preview: a PIL image. May raise Cancel."""
-        picture = None if preview is None else ("JPEG", preview, largest)
+        picture = None if preview is None else ("JPEG", preview, PREVIEW_SIDE)
         self.bar.update_absolute(min(done, self.total), self.total, picture)
+
+    def show_share(self, share: float, preview: Any = None) -> None:
+        """A share of the whole, 0 to 1."""
+        self.total = PARTS
+        self.show(round(share * PARTS), preview)
 
     def counting(self) -> Callable[[int, int], None]:
         """For the engine: called with how many of how many; asks for Cancel too."""
@@ -248,6 +259,11 @@ def send(event: str, data: dict[str, Any]) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.send_sync(event, data, server.client_id)
+
+
+def page_is_one_of(pages: Container[str]) -> bool:
+    """Whether the page that queued the run is one of these, by client id."""
+    return getattr(getattr(PromptServer, "instance", None), "client_id", None) in pages
 
 
 def say(node: str, text: str) -> None:

@@ -76,11 +76,25 @@ def thumbnail(path: Path, side: int = 256) -> str:
     if animation.is_file():
         return "data:image/webp;base64," + base64.b64encode(_small_animation(animation, side)).decode()
     with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((side, side))
+        return _small(picture.convert("RGB"), side)
+
+
+def thumbnail_of(image: Tensor, side: int = 176) -> str:
+    """One picture [H, W, 3] of an IMAGE as a small JPEG in a data: address."""
+    return _small(_to_pil(image), side)
+
+
+def _small(picture: Any, side: int) -> str:
+    picture.thumbnail((side, side))
     data = io.BytesIO()
-    small.save(data, "JPEG", quality=80)
+    picture.save(data, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _to_pil(image: Tensor) -> Any:
+    from PIL import Image
+
+    return Image.fromarray((image[..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
 def _small_animation(path: Path, side: int) -> bytes:

@@ -46,11 +46,13 @@ def put_on(
 def patch(model: Any, clip: Any, weights: dict[str, torch.Tensor], on_model: float, on_clip: float) -> tuple:
     """Copies of a MODEL and a CLIP (each may be None) with a LoRA for all steps, as stock LoraLoader does.
 
-    The part for what is None is left aside.
+    The part for what is None is left aside. Raises UserError if nothing of it has a place.
     """
     import comfy.sd
 
     of_model, of_clip = split_lora(weights)
+    if model is not None:
+        placed(model, weights)
     weights = (of_model if model is not None else {}) | (of_clip if clip is not None else {})
     return comfy.sd.load_lora_for_models(model, clip, weights, on_model, on_clip)
 
@@ -66,14 +68,8 @@ def low_rank_changes(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, 
 
     Raises UserError if it is no plain LoRA, or if nothing of it has a place.
     """
-    import comfy.lora
-    import comfy.lora_convert
-
-    of_model, of_clip = split_lora(weights)
-    key_map = comfy.lora.model_lora_keys_unet(model.model, {})
-    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(of_model), key_map)
     changes = {}
-    for key, adapter in patches.items():
+    for key, adapter in placed(model, weights).items():
         parts = getattr(adapter, "weights", None)
         key = key if isinstance(key, str) else key[0]
         if getattr(adapter, "name", "") != "lora" or any(part is not None for part in parts[3:]):
@@ -81,9 +77,23 @@ def low_rank_changes(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, 
                 "Only a plain LoRA can be applied to a part of the steps; apply it to all of them."
             )
         changes[key.removesuffix(".weight")] = (parts[0], parts[1], parts[2])
-    if not changes and (of_model or not of_clip):
-        raise UserError("This LoRA was made for another model: none of its parts has a place in it.")
     return changes
+
+
+def placed(model: Any, weights: dict[str, torch.Tensor]) -> dict[Any, Any]:
+    """Weight in the MODEL -> what the denoiser's part of a LoRA does to it.
+
+    Raises UserError if nothing of it has a place.
+    """
+    import comfy.lora
+    import comfy.lora_convert
+
+    of_model, of_clip = split_lora(weights)
+    key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(of_model), key_map, log_missing=False)
+    if not patches and (of_model or not of_clip):
+        raise UserError("This LoRA was made for another model: none of its parts has a place in it.")
+    return patches
 
 
 def clone_with_wrapper(model: Any, key: str, wrapper: Callable) -> Any:

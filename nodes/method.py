@@ -58,7 +58,7 @@ class MethodNode(Node):
             display_name="RLR Method",
             category=CATEGORY,
             description="How the model learns from its scored pictures. Without this node RLR Train uses "
-            "adaptive with its defaults. Only the settings of the method chosen are shown and read.",
+            "auto with its defaults. Only the settings of the method chosen are shown and read.",
             inputs=method_inputs(),
             outputs=[RlrMethod.Output(display_name="method", tooltip="For RLR Train.")],
         )
@@ -104,7 +104,7 @@ def method_inputs() -> list[io.Input]:
             "method",
             options=list(METHODS),
             default=MethodConfig().name,
-            tooltip="adaptive suits most rewards. The help page of this node has a line on each.",
+            tooltip="auto suits most rewards. The help page of this node has a line on each.",
         ),
         take("kl_weight", max=100.0),
         take("budget", min=0.05),

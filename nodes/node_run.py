@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rlr_core.training.results import Results
 
 OUTPUTS = 7
+KEPT_OF_THE_DEMO = 48
+"""Its pictures are tiny: before_after.png can choose from many."""
 NO_MODEL = "patched_model of RLR Train works with RLR From ComfyUI only: use RLR Apply LoRA on a stock MODEL."
 
 
@@ -26,6 +28,8 @@ class NodeRun:
     def __init__(self, node: type, config: TrainConfig, model: sockets.Model, person: sockets.Person | None):
         """node: the node's class, which knows its place in the workflow; person: who is asked, if anybody."""
         self.config, self.model, self.person = config, model, person
+        if model.path == "demo":
+            config.keep_samples = KEPT_OF_THE_DEMO
         self.node = str(node.hidden.unique_id)
         self.workflow = workflow_of(node)
 
@@ -49,7 +53,7 @@ class NodeRun:
         config.out = str(folder)
         if folder in runs and (read_results(folder).done(config) or questions.waiting(folder, config)):
             return folder
-        watcher = live.Live(folder, self.node, self.workflow, config.evaluation.judge or "", config.reward)
+        watcher = live.Live(folder, self.node, self.workflow, config)
         for warning in sampling.warnings(self.model, config.sampler.guidance):
             watcher.warn(warning)
         self._tell_person(folder, "working")
@@ -92,29 +96,43 @@ class NodeRun:
         return io.NodeOutput(*[ExecutionBlocker(None)] * OUTPUTS, ui={"rlr": [view], "text": [message]})
 
     def _finished(self, folder: Path) -> io.NodeOutput:
-        """Everything from the run folder, so that a run just finished and one of last week look the same."""
+        """Everything from the run folder, so that a run just finished and one of last week look the same.
+
+        Its pictures are in the live view, and go on to whatever shows them: not into the node once more.
+        """
         from rlr_core.common.weights import read_header, read_tensors
         from rlr_core.training.results import read_results
 
         results, model = read_results(folder), self.model
         chart, pictures = folder / "reward.png", folder / "before_after.png"
         animation = pictures.with_suffix(".webp")  # of a video model
-        moving = animation.is_file()
-        shown = [host.output_reference(path) for path in (animation if moving else pictures, chart)]
         lora = sockets.LoraWeights(read_tensors(results.lora), read_header(results.lora).metadata)
         rewards = [row["reward/mean"] for row in results.metrics if row.get("reward/mean") is not None]
-        view = live.view_of_results(results, self.node, self.workflow, "finished", _end(results, model))
+        view = live.view_of_results(results, self.node, self.workflow, "finished", self._end(results))
         live.remember(view)
         return io.NodeOutput(
             lora,
             dataclasses.replace(model, lora=str(results.lora)),
-            images.read_animation(animation) if moving else images.read(pictures),
+            images.read_animation(animation) if animation.is_file() else images.read(pictures),
             images.read(chart),
             str(folder),
             {"loss": [-reward for reward in rewards]},
             model.patched(lora) if isinstance(model, sockets.Native) else ExecutionBlocker(NO_MODEL),
-            ui={"images": shown, "rlr": [view]} | ({"animated": (True,)} if moving else {}),
+            ui={"rlr": [view]},
         )
+
+    def _end(self, results: Results) -> str:
+        """What the live view says of a run that is over; '' is its own word for one that went to its end."""
+        early = "" if results.reason == "finished" else f"Stopped early: {results.reason}."
+        more = sampling.warnings(self.model, results.config.sampler.guidance)
+        done, steps = results.lora_step, self.config.steps
+        if results.reason == "finished" and done > steps:
+            more.append(
+                f"The LoRA has had {done} updates already, more than the {steps} of steps, and is given as "
+                f"it is: for one of {steps} set mode to restart."
+            )
+            host.log(more[-1])
+        return " ".join([early or "Finished.", *more]) if more else early
 
 
 def _advice(config: TrainConfig) -> str:
@@ -125,13 +143,6 @@ def _advice(config: TrainConfig) -> str:
     if not config.gradient_checkpointing:
         ways.append("gradient_checkpointing on")
     if config.sampler.width or config.sampler.height:
-        ways.append("width and height")
+        ways.append("size")
     ways.append("the rank or targets of the LoRA")
     return f"What was done so far is saved; queue again after setting {', or '.join(ways)}."
-
-
-def _end(results: Results, model: sockets.Model) -> str:
-    """What the live view says of a run that is over; '' is its own word for one that went to its end."""
-    early = "" if results.reason == "finished" else f"Stopped early: {results.reason}."
-    wrong = sampling.warnings(model, results.config.sampler.guidance)
-    return " ".join([early or "Finished.", *wrong]) if wrong else early

@@ -8,14 +8,18 @@ from comfy_api.latest import io
 
 from rlr_core.errors import UserError
 
-from . import host, sockets
+from . import host, queued, sockets
 from .schema import CATEGORY, Node, RlrPrompts, rare
 
 NO_FILE = "none: the text below"
 DEMO_CAPTIONS = "demo captions (built in)"
+READABLE_TEXT = "readable text (built in)"
+BUILT_IN = (DEMO_CAPTIONS, READABLE_TEXT)
+EXAMPLE = "a photo of a cat\na photo of a dog\na photo of a horse"
 MOST = 20_000
 LONGEST = 2_000
 """Most prompts, and most characters in one."""
+NO_PROMPTS = "There are no prompts: write one a line."
 
 
 class PromptsNode(Node):
@@ -30,27 +34,30 @@ class PromptsNode(Node):
             description="The prompts that the model is trained on, one a line; a part can be held out.",
             inputs=[
                 io.Combo.Input(
-                    "file", options=[NO_FILE, DEMO_CAPTIONS, *host.prompt_files()], default=NO_FILE,
+                    "file", options=[NO_FILE, *BUILT_IN, *host.prompt_files()], default=NO_FILE,
                     tooltip="A .txt file in ComfyUI's input folder, one prompt a line, instead of the text. "
-                    "The demo captions are those that the built-in model knows, held-out ones included.",
+                    "The demo captions are those that the built-in model knows; readable text quotes words "
+                    "to be written, for the reward text_in_image. Both bring held-out prompts of their own.",
                 ),
                 io.String.Input(
-                    "text", multiline=True, default="a photo of a cat\na photo of a dog\na photo of a horse",
-                    dynamic_prompts=False, tooltip="One prompt a line. Empty lines are left out.",
+                    "text", multiline=True, default=EXAMPLE, dynamic_prompts=False,
+                    tooltip="One prompt a line. Empty lines are left out. The built-in model is trained on "
+                    "its own captions as long as these three lines stay as they are.",
                 ),
                 rare(
                     io.Float.Input, "held_out", default=0.0, min=0.0, max=0.9, step=0.05,
                     tooltip="Share of the prompts that is kept out of training and used for evaluation only. "
-                    "0 evaluates the training prompts with other seeds. The demo captions bring their own.",
+                    "0 evaluates the training prompts with other seeds. The built-in lists bring their own.",
                 ),
             ],
             outputs=[RlrPrompts.Output(display_name="prompts", tooltip="For RLR Train and RLR Sample.")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None, **inputs) -> str:
         """A file that was edited is read again."""
-        if not file or file in (NO_FILE, DEMO_CAPTIONS):
+        if not file or file in (NO_FILE, *BUILT_IN):
             return "text"
         try:
             return str(host.prompt_path(file).stat().st_mtime_ns)
@@ -58,11 +65,22 @@ class PromptsNode(Node):
             return "missing"
 
     @classmethod
+    def validate_inputs(cls, text: str | None = None) -> bool | str:
+        """No prompts are told when Run is pressed; text is None where it comes through a link."""
+        file = queued.inputs_of(str(cls.hidden.unique_id)).get("file", NO_FILE)
+        return NO_PROMPTS if file == NO_FILE and isinstance(text, str) and not text.strip() else True
+
+    @classmethod
     def run(cls, file: str, text: str, held_out: float) -> io.NodeOutput:
         if file == DEMO_CAPTIONS:
             from rlr_core.demo.scenes import held_out_prompts, training_prompts
 
             return io.NodeOutput(sockets.Prompts(training_prompts(), held_out_prompts()))
+        if file == READABLE_TEXT:
+            from rlr_core.config.prompts import SETS
+
+            parts = [SETS / f"readable_text{ending}.txt" for ending in ("", "_held_out")]
+            return io.NodeOutput(sockets.Prompts(*(lines(part.read_text("utf-8")) for part in parts)))
         if file != NO_FILE:
             path = host.prompt_path(file)
             if path.stat().st_size > MOST * LONGEST:
@@ -70,12 +88,14 @@ class PromptsNode(Node):
             text = path.read_text(encoding="utf-8-sig", errors="replace")
         prompts = lines(text)
         if not prompts:
-            raise UserError("There are no prompts: write one a line.")
+            raise UserError(NO_PROMPTS)
         kept = _evenly(len(prompts), round(held_out * len(prompts)))
         training = [prompt for i, prompt in enumerate(prompts) if i not in kept]
         if not training:
             raise UserError(f"Of {len(prompts)} prompts none is left to train on: lower held_out.")
-        return io.NodeOutput(sockets.Prompts(training, [prompts[i] for i in sorted(kept)] or None))
+        untouched = file == NO_FILE and text.strip() == EXAMPLE
+        watched = [prompts[i] for i in sorted(kept)] or None
+        return io.NodeOutput(sockets.Prompts(training, watched, untouched=untouched))
 
 
 class PromptStages(Node):

@@ -29,8 +29,8 @@ class TrainingReport(Node):
                                 tooltip="run_folder of RLR Train, or the name of a folder in output/rlr."),
             ],
             outputs=[
-                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and KL divergence over "
-                    "the updates."),
+                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and distance from the "
+                    "base model over the updates."),
                 io.String.Output(display_name="summary", tooltip="How far the run is, scores before and "
                     "now, cost."),
             ],

@@ -9,21 +9,22 @@ from server import PromptServer
 
 from rlr_core.errors import UserError
 
-from . import live, pair_questions, questions
+from . import live, pair_questions, questions, queued
 
 
 def register() -> None:
-    """Add the routes; nothing where there is no server."""
+    """Add the routes, and ask to see what is queued; nothing where there is no server."""
     from aiohttp import web
 
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
+    server.add_on_prompt_handler(queued.keep)
     asked: dict[str, Callable[[], Any]] = {
         "/rlr/runs": lambda: {"runs": live.known_runs()},
         "/rlr/questions": lambda: {"questions": questions.known_questions()},
         "/rlr/pairs": lambda: {"questions": pair_questions.known_questions()},
-        "/rlr/methods": _methods,
+        "/rlr/inputs": _inputs,
     }
     told: dict[str, tuple[Callable[..., None], dict[str, type]]] = {
         "/rlr/questions/marks": (questions.keep_marks, {"run": str, "number": int, "marks": list}),
@@ -33,6 +34,7 @@ def register() -> None:
 
     def getting(answer: Callable[[], Any]) -> Callable:
         async def handler(request: Any) -> Any:
+            live.seen(request.query.get("client"))
             return web.json_response(answer())
 
         return handler
@@ -68,7 +70,11 @@ async def _fields(request: Any, fields: dict[str, type]) -> dict[str, Any]:
     return data
 
 
-def _methods() -> dict[str, Any]:
-    from .method import inputs_of
+def _inputs() -> dict[str, Any]:
+    """Node -> the widget that chooses, and choice -> the names of the inputs that it reads."""
+    from . import method, rewards
 
-    return {"methods": inputs_of()}
+    return {
+        "RLR_Method": {"widget": "method", "inputs": method.inputs_of()},
+        "RLR_Reward": {"widget": "reward", "inputs": rewards.inputs_of()},
+    }

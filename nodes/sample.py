@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from rlr_core.errors import UserError
 
-from . import host, images, sampling, sockets
+from . import defaults, host, images, sampling, sockets
 from .schema import CATEGORY, Node, RlrModel, RlrPrompts, rare, setting_input, settings_from
 
 MOST = 256
@@ -56,6 +56,7 @@ class SampleNode(Node):
         if not isinstance(model, sockets.Model) or not isinstance(prompts, sockets.Prompts):
             raise UserError("RLR Sample takes model and prompts from RLR nodes.")
         inputs = sampling.filled(inputs, model, "steps", "guidance")
+        prompts = defaults.prompts(prompts, model)
         for warning in sampling.warnings(model, inputs["guidance"]):
             host.log(warning)
             host.say(str(cls.hidden.unique_id), warning)

@@ -18,6 +18,7 @@ RlrModel = io.Custom("RLR_MODEL")
 RlrPrompts = io.Custom("RLR_PROMPTS")
 RlrReward = io.Custom("RLR_REWARD")
 RlrMethod = io.Custom("RLR_METHOD")
+RlrSettings = io.Custom("RLR_SETTINGS")
 
 LONGEST_TEXT = 2_000_000
 """Characters in one text input; thousands of prompts fit."""
@@ -69,11 +70,21 @@ def setting_input(key: str, name: str | None = None, advanced: bool = False, **c
 
 def settings_from(inputs: dict[str, Any], table: dict[str, str]) -> dict[str, Any]:
     """Inputs as nested settings. table: input -> setting."""
+    return nested(left_open({key: inputs[name] for name, key in table.items()}))
+
+
+def left_open(values: dict[str, Any]) -> dict[str, Any]:
+    """Setting -> value, with None for 0 or empty where a setting may be left open."""
+    known = _settings()
+    return {key: None if known[key].nullable and not value else value for key, value in values.items()}
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Setting -> value, such as lora.rank -> 8, as the groups of a config."""
     data: dict[str, Any] = {}
-    for name, key in table.items():
+    for key, value in values.items():
         group, _, last = key.rpartition(".")
-        left_open = _settings()[key].nullable and not inputs[name]
-        (data.setdefault(group, {}) if group else data)[last] = None if left_open else inputs[name]
+        (data.setdefault(group, {}) if group else data)[last] = value
     return data
 
 

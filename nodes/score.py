@@ -10,10 +10,13 @@ from comfy_api.latest import io
 from rlr_core.errors import UserError
 
 from . import host, images, sockets
+from .defaults import AUTO
 from .prompts import lines
 from .schema import CATEGORY, Node, RlrReward, opt, rare
 
 MOST = 4096
+SHOWN = 20
+"""Pictures in the node, and lines of the report."""
 
 
 class ScoreImages(Node):
@@ -50,6 +53,10 @@ class ScoreImages(Node):
     def run(cls, images: Any, reward: Any, prompt: str, batch: int) -> io.NodeOutput:
         if not isinstance(reward, sockets.Reward):
             raise UserError("RLR Score Images takes its reward from an RLR node.")
+        if reward.name == AUTO:
+            raise UserError(
+                "RLR Reward is at auto, which is for RLR Train: choose what the pictures are scored by."
+            )
         count = len(images)
         if count > MOST:
             raise UserError(f"{count} pictures at once are too many; score at most {MOST}.")
@@ -63,7 +70,8 @@ class ScoreImages(Node):
         scores = scores_of(images, reward, prompts, batch)
         order = torch.argsort(scores, descending=True, stable=True)
         report = _report(reward.name, scores, order)
-        return io.NodeOutput(scores.tolist(), images[order], images[order[:1]], report, ui={"text": [report]})
+        shown = {"text": [report], "rlr_scores": _pictures(images, scores, order)}
+        return io.NodeOutput(scores.tolist(), images[order], images[order[:1]], report, ui=shown)
 
 
 def scores_of(pictures: Any, recipe: sockets.Reward, prompts: list[str], batch: int) -> torch.Tensor:
@@ -84,8 +92,18 @@ def scores_of(pictures: Any, recipe: sockets.Reward, prompts: list[str], batch: 
     return torch.cat(scores)
 
 
+def _pictures(pictures: Any, scores: torch.Tensor, order: torch.Tensor) -> list[dict[str, str]]:
+    """The best pictures, small, each with its score, for the view in the node."""
+    return [
+        {"image": images.thumbnail_of(pictures[place]), "text": f"{float(scores[place]):.4g}"}
+        for place in order[:SHOWN].tolist()
+    ]
+
+
 def _report(name: str, scores: torch.Tensor, order: torch.Tensor) -> str:
-    places = [f"{rank}. picture {int(i) + 1}: {float(scores[i]):.4f}" for rank, i in enumerate(order[:20], 1)]
-    more = [f"and {len(order) - 20} more"] if len(order) > 20 else []
+    places = [
+        f"{rank}. picture {int(i) + 1}: {float(scores[i]):.4f}" for rank, i in enumerate(order[:SHOWN], 1)
+    ]
+    more = [f"and {len(order) - SHOWN} more"] if len(order) > SHOWN else []
     mean = f"{name}, mean {float(scores.mean()):.4f} of {len(scores)}"
     return "\n".join([mean, *places, *more])

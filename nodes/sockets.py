@@ -42,6 +42,26 @@ class Model:
         sampler = demo_config().sampler if self.path == "demo" else SamplerConfig()
         return Wanted(sampler.steps, sampler.guidance)
 
+    @property
+    def family_name(self) -> str:
+        """The engine's name of its family."""
+        return self._found().family
+
+    @property
+    def flows(self) -> bool:
+        """Whether it is a flow model."""
+        return getattr(self._found(), "prediction", "") == "flow"
+
+    @property
+    def moving(self) -> bool:
+        """Whether it makes videos."""
+        return False
+
+    def _found(self) -> Any:
+        from rlr_core.diffusion.models.loading import recognize
+
+        return recognize(self.path)
+
 
 @dataclass(frozen=True)
 class Native(Model):
@@ -58,6 +78,8 @@ class Native(Model):
     """What it is sampled with where nobody says otherwise."""
     distilled: str = ""
     """Why it is taken for a distilled model; '' where it is not."""
+    flow: bool = False
+    frames: int = 1
 
     @classmethod
     def of(
@@ -78,6 +100,7 @@ class Native(Model):
         from rlr_core.config.validate import PYTHON
 
         from .native import guidance, refusals
+        from .native.sampling import is_flow
 
         refusals.check_files(files)
         parts = {"model": model, "clip": clip, "vae": vae, "latent": latent, "scheduler": scheduler}
@@ -91,11 +114,25 @@ class Native(Model):
             steps=found.steps,
             guidance=found.guidance,
             distilled=found.distilled,
+            flow=is_flow(family.model_sampling),
+            frames=family.frames,
         )
 
     @property
     def wanted(self) -> Wanted:
         return Wanted(self.steps, self.guidance)
+
+    @property
+    def family_name(self) -> str:
+        return "comfy"
+
+    @property
+    def flows(self) -> bool:
+        return self.flow
+
+    @property
+    def moving(self) -> bool:
+        return self.frames > 1
 
     def family(self) -> NativeModel:
         """The engine's family over it; nothing is loaded yet."""
@@ -127,6 +164,8 @@ class Prompts:
     held_out: list[Any] | None = None
     boundaries: list[float] | None = None
     """Where stages change, as shares of the sampling counted from the noise."""
+    untouched: bool = False
+    """Whether nobody chose them: the node is as it was put down."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +186,13 @@ class Reward:
     options: dict[str, Any] = field(default_factory=dict)
     person: Person | None = None
     """Who is asked, where the reward is or holds a person's ratings."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """RLR_SETTINGS: what was set in RLR Train Settings, by setting; what was left alone is not in it."""
+
+    values: dict[str, Any] = field(default_factory=dict)
 
 
 class LoraWeights(dict):

@@ -10,7 +10,8 @@ from rlr_core.config import MethodConfig, TrainConfig, config_from_dict
 from rlr_core.errors import UserError
 from rlr_core.training.check import check_config
 
-from . import host, names, questions, sampling, sockets
+from . import defaults, host, names, questions, queued, sampling, sockets
+from .defaults import AUTO
 from .node_run import NodeRun
 from .schema import (
     CATEGORY,
@@ -19,40 +20,29 @@ from .schema import (
     RlrModel,
     RlrPrompts,
     RlrReward,
+    RlrSettings,
+    nested,
     opt,
     setting_input,
-    settings_from,
 )
 
 RESUME, RESTART = "resume", "restart"
+MOST_BATCH = 1024
 
 SETTINGS = {
     "steps": "steps",
-    "learning_rate": "optimizer.learning_rate",
     "batch": "batch",
-    "samples_per_prompt": "samples_per_prompt",
-    "width": "sampler.width",
-    "height": "sampler.height",
     "sampler_steps": "sampler.steps",
     "guidance": "sampler.guidance",
-    "eta": "sampler.eta",
-    "rank": "lora.rank",
     "seed": "seed",
-    "negative_prompt": "sampler.negative_prompt",
-    "alpha": "lora.alpha",
-    "targets": "lora.targets",
-    "micro_batch": "micro_batch",
-    "decode_batch": "decode_batch",
-    "gradient_checkpointing": "gradient_checkpointing",
-    "last_step_noise": "sampler.last_step_noise",
-    "evaluate_every": "evaluation.every",
-    "evaluation_samples": "evaluation.samples",
-    "stop_when_judge_drops": "evaluation.stop_when_judge_drops",
-    "max_grad_norm": "optimizer.max_grad_norm",
-    "ema_decay": "optimizer.ema_decay",
-    "text_encoder": "lora.text_encoder",
 }
 """Input -> setting."""
+SIZES = [
+    AUTO,
+    *("256 x 256", "384 x 384", "512 x 512", "512 x 768", "768 x 512", "768 x 768", "1024 x 1024"),
+    *("832 x 1216", "1216 x 832", "768 x 1344", "1344 x 768"),
+]
+"""Width x height; others are set in RLR Train Settings."""
 
 
 class TrainNode(Node):
@@ -73,8 +63,8 @@ class TrainNode(Node):
                 RlrModel.Output(display_name="model", tooltip="The model with the LoRA on, for RLR Sample."),
                 io.Image.Output(display_name="before_after", tooltip="The same prompts and seeds before and "
                     "after training."),
-                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and KL "
-                    "divergence over the updates."),
+                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and "
+                    "distance from the base model over the updates."),
                 io.String.Output(display_name="run_folder", tooltip="The folder with everything about the "
                                  "run, for RLR Training Report."),
                 io.LossMap.Output(display_name="loss_map", tooltip="Minus the reward of every update, for "
@@ -96,6 +86,24 @@ class TrainNode(Node):
         return run.outputs(base, restart=inputs["mode"] == RESTART)
 
     @classmethod
+    def validate_inputs(cls, batch: int | None = None) -> bool | str:
+        """What the nodes before it say that cannot be trained, as soon as Run is pressed."""
+        node = str(cls.hidden.unique_id)
+        _, own = queued.behind(node, "settings")
+        per_prompt = own.get("samples_per_prompt", 0)
+        if isinstance(batch, int) and isinstance(per_prompt, int):
+            if not 1 <= batch <= MOST_BATCH:
+                return f"it is {batch}; it must be between 1 and {MOST_BATCH}."
+            if problem := batch_problem(batch, per_prompt):
+                return problem
+        _, model = queued.behind(node, "model")
+        _, reward = queued.behind(node, "reward")
+        elsewhere = model.get("checkpoint", host.DEMO) != host.DEMO
+        if elsewhere and reward.get("reward") in defaults.OF_THE_DEMO:
+            return defaults.foreign(reward["reward"])
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, run_name: str | None = None, **inputs: Any) -> str:
         """A run whose pictures were rated goes on; run_name is None where it comes through a link."""
         return questions.answered(run_name)
@@ -103,37 +111,70 @@ class TrainNode(Node):
 
 def config_from(inputs: dict[str, Any]) -> TrainConfig:
     """The inputs as the engine's settings."""
-    model, prompts, reward = inputs["model"], inputs["prompts"], inputs["reward"]
-    for name, value, kind in (("model", model, sockets.Model), ("prompts", prompts, sockets.Prompts),
-                              ("reward", reward, sockets.Reward)):  # fmt: skip
-        if not isinstance(value, kind):
-            raise UserError(f"Input {name!r} of RLR Train must come from an RLR node.")
-    if model.lora is not None:
-        raise UserError(
-            "RLR Train starts from a model without a LoRA: connect RLR Load Checkpoint or RLR From ComfyUI."
-        )
-    judge = inputs["judge"]
-    if judge is not None and judge.person is not None:
-        raise UserError(
-            "A person cannot be the judge, who sees hundreds of pictures: connect RLR Rate to reward."
-        )
-    data = settings_from(sampling.filled(inputs, model, "sampler_steps", "guidance"), SETTINGS)
-    data |= {
+    model, reward, judge = inputs["model"], inputs["reward"], inputs["judge"]
+    _check_sockets(inputs)
+    method = inputs["method"] or MethodConfig()
+    prompts = defaults.prompts(inputs["prompts"], model)
+    reward = defaults.reward(reward, model)
+    if judge is not None:
+        judge = defaults.reward(judge, model, judge=True)
+    person = reward.person is not None
+    values = defaults.settings(model, inputs["batch"], judge is not None, person)
+    filled = sampling.filled(inputs, model, "sampler_steps", "guidance")
+    values |= {key: filled[name] for name, key in SETTINGS.items()} | _size(inputs["size"])
+    own = inputs["settings"].values if inputs["settings"] is not None else {}
+    values |= {key: value for key, value in own.items() if value is not None or key not in values}
+    values |= {
         "model": model.path,
         "dtype": model.dtype,
         "reward": reward.name,
         "reward_options": dict(reward.options),
         "prompts": prompts.training,
-        "method": inputs["method"] or MethodConfig(),
+        "method": method,
+        "sampler.stage_boundaries": prompts.boundaries,
+        "evaluation.judge": judge.name if judge else None,
+        "evaluation.judge_options": dict(judge.options) if judge else {},
+        "evaluation.prompts": prompts.held_out,
     }
-    data["sampler"]["stage_boundaries"] = prompts.boundaries
-    data["evaluation"] |= {
-        "judge": judge.name if judge else None,
-        "judge_options": dict(judge.options) if judge else {},
-        "prompts": prompts.held_out,
-        "batch": inputs["micro_batch"],
-    }
-    return config_from_dict(data)
+    values["evaluation.batch"] = values.get("micro_batch", TrainConfig().micro_batch)
+    if problem := batch_problem(values["batch"], values["samples_per_prompt"]):
+        raise UserError(problem)
+    return config_from_dict(nested(values))
+
+
+def batch_problem(batch: int, per_prompt: int) -> str:
+    """What is wrong with a batch that cannot be divided among prompts; '' if it can."""
+    if per_prompt < 1 or batch % per_prompt == 0:
+        return ""
+    higher = -(-batch // per_prompt) * per_prompt
+    return (
+        f"batch is {batch}, which cannot be divided by the {per_prompt} samples per prompt of RLR Train "
+        f"Settings: set batch to {higher}, or samples per prompt to 0."
+    )
+
+
+def _check_sockets(inputs: dict[str, Any]) -> None:
+    """Raise UserError for what is connected and cannot be."""
+    for name, kind in (("model", sockets.Model), ("prompts", sockets.Prompts), ("reward", sockets.Reward),
+                       ("settings", sockets.TrainSettings | None)):  # fmt: skip
+        if not isinstance(inputs[name], kind):
+            raise UserError(f"Input {name!r} of RLR Train must come from an RLR node.")
+    if inputs["model"].lora is not None:
+        raise UserError(
+            "RLR Train starts from a model without a LoRA: connect RLR Load Checkpoint or RLR From ComfyUI."
+        )
+    if inputs["judge"] is not None and inputs["judge"].person is not None:
+        raise UserError(
+            "A person cannot be the judge, who sees hundreds of pictures: connect RLR Rate to reward."
+        )
+
+
+def _size(size: str) -> dict[str, int]:
+    """Settings of a size from the list."""
+    if size == AUTO:
+        return {}
+    width, height = size.split(" x ")
+    return {"sampler.width": int(width), "sampler.height": int(height)}
 
 
 def train_inputs() -> list[io.Input]:
@@ -146,27 +187,33 @@ def train_inputs() -> list[io.Input]:
         RlrModel.Input("model", tooltip="What is trained: RLR Load Checkpoint or RLR From ComfyUI."),
         RlrPrompts.Input("prompts", tooltip="What it is trained on: RLR Prompts."),
         RlrReward.Input("reward", tooltip="What it is trained for: RLR Reward."),
-        RlrMethod.Input(
-            "method",
-            optional=True,
-            tooltip="How it is trained: RLR Method; adaptive if nothing is connected.",
-        ),
         RlrReward.Input(
             "judge",
             optional=True,
-            tooltip="A second reward that training does not follow: when it falls while the reward rises, "
-            "the model has learned to please the reward, not you.",
+            tooltip="A second reward that only watches: when it falls while the reward rises, the model has "
+            "learned to please the reward, not you.",
+        ),
+        RlrMethod.Input(
+            "method",
+            optional=True,
+            tooltip="How it learns: RLR Method; auto if nothing is connected.",
+        ),
+        RlrSettings.Input(
+            "settings",
+            optional=True,
+            tooltip="Everything else: RLR Train Settings; what suits the model if nothing is connected.",
         ),
         take("steps", max=100_000),
-        take("learning_rate", min=1e-7, max=0.1, round=1e-7),
-        take("batch", max=1024),
-        take("samples_per_prompt", max=64),
-        take("width", max=2048, step=8),
-        take("height", max=2048, step=8),
+        take("batch", max=MOST_BATCH),
+        io.Combo.Input(
+            "size",
+            options=SIZES,
+            default=AUTO,
+            tooltip="Width x height of the pictures in pixels. auto: what the model was made for. Other "
+            "sizes are set in RLR Train Settings.",
+        ),
         sampling.steps_input("sampler_steps"),
         sampling.guidance_input("guidance"),
-        take("eta"),
-        take("rank", max=256),
         take("seed", max=2**53 - 1, control_after_generate=False),
         io.String.Input(
             "run_name",
@@ -181,17 +228,4 @@ def train_inputs() -> list[io.Input]:
             tooltip="resume: go on with the run of these settings; a finished run returns at once. restart: "
             "begin a new run, in a new folder, every time it is queued.",
         ),
-        take("negative_prompt", advanced=True),
-        take("alpha", advanced=True, max=1024.0),
-        take("targets", advanced=True),
-        take("micro_batch", advanced=True, max=256),
-        take("decode_batch", advanced=True, max=64),
-        take("gradient_checkpointing", advanced=True),
-        take("last_step_noise", advanced=True),
-        take("evaluate_every", advanced=True, max=10_000),
-        take("evaluation_samples", advanced=True, default=16, max=1024),
-        take("stop_when_judge_drops", advanced=True),
-        take("max_grad_norm", advanced=True, max=1000.0, round=0.0001),
-        take("ema_decay", advanced=True, round=0.0001),
-        take("text_encoder", advanced=True),
     ]

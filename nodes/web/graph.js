@@ -19,11 +19,10 @@ export function nodeAt(executionId) {
   return node;
 }
 
-// The node that the server's news is about; null where that is another workflow's node of this number.
+// The node that the server's news is about; null where that is another workflow's node of this number. Pages
+// queue a run with their workflow's id; one that comes without, over the API, is in no page's node.
 export function nodeOf(news) {
-  const here = rootGraph()?.id;
-  if (news.workflow && here && news.workflow !== here) return null;
-  return nodeAt(news.node);
+  return news.workflow && news.workflow === rootGraph()?.id ? nodeAt(news.node) : null;
 }
 
 export function isOf(node, type) {

@@ -2,27 +2,17 @@
 //
 // The server sends a run's news under the execution id of its node ("7:3" for node 3 inside subgraph 7) and
 // keeps all that a view shows, so that a page that is loaded again catches up. Everything here is an extra:
-// progress bar, preview and final pictures work without it.
+// the progress bar works without it, and the server sends previews to pages that do not ask for the runs.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { isOf, nodeOf } from "./graph.js";
+import { ask } from "./answers.js";
+import { addView, isOf, nodeOf } from "./graph.js";
 import { View, HEIGHT } from "./view.js";
 
 const NODE = "RLR_Train";
 const states = new Map(); // execution id -> what its view shows
 const views = new WeakMap(); // node -> View
-
-// The pictures of the finished run, and not the last preview, which would otherwise stay in front of them.
-// Vue nodes draw from the page's store, the canvas from app.
-function dropPreview(node, executionId) {
-  const pinia = document.getElementById("vue-app")?.__vue_app__?.config.globalProperties.$pinia;
-  const shown = [app.nodePreviewImages, pinia?.state.value.nodeOutput?.nodePreviewImages];
-  for (const previews of shown.filter(Boolean))
-    for (const key of [executionId, String(node.id), `${node.graph?.id}:${node.id}`]) delete previews[key];
-  node.preview = node.images = undefined;
-  node.setDirtyCanvas?.(true, true);
-}
 
 function show(state) {
   const node = nodeOf(state);
@@ -30,6 +20,7 @@ function show(state) {
 }
 
 function take(news) {
+  if (!nodeOf(news)) return; // of another workflow, or of a run that no page has queued
   const known = states.get(news.node);
   if (news.points) {
     states.set(news.node, news); // the whole state
@@ -46,8 +37,8 @@ function take(news) {
 
 async function catchUp() {
   try {
-    const answer = await api.fetchApi("/rlr/runs");
-    for (const state of (await answer.json()).runs) states.set(state.node, state);
+    const { runs } = await ask(`/rlr/runs?client=${encodeURIComponent(api.clientId ?? "")}`);
+    for (const state of runs) if (nodeOf(state)) states.set(state.node, state);
     for (const state of states.values()) show(state);
   } catch (error) {
     console.warn("RLR: the live view could not be restored", error);
@@ -59,19 +50,14 @@ app.registerExtension({
 
   async setup() {
     api.addEventListener("rlr.live", (event) => take(event.detail));
+    api.addEventListener("execution_start", catchUp); // by now the page knows its client's id
     await catchUp();
   },
 
   nodeCreated(node) {
     if (!isOf(node, NODE)) return;
     const view = new View();
-    const widget = node.addDOMWidget("rlr_live_view", "rlr_live_view", view.element, {
-      serialize: false,
-      hideOnZoom: false,
-      getMinHeight: () => HEIGHT,
-      getMaxHeight: () => HEIGHT,
-    });
-    widget.serialize = false;
+    addView(node, "rlr_live_view", view.element, HEIGHT, 420);
     views.set(node, view);
     const earlier = node.onExecuted;
     node.onExecuted = function (output) {
@@ -80,14 +66,12 @@ app.registerExtension({
       if (state) {
         states.set(state.node, state);
         view.show(state);
-        dropPreview(node, state.node);
       }
     };
-    const wide = 420;
-    if (node.size[0] < wide) node.setSize([wide, node.size[1]]);
   },
 
-  afterConfigureGraph() {
-    for (const state of states.values()) show(state);
+  async afterConfigureGraph() {
+    states.clear(); // node numbers are another workflow's now
+    await catchUp();
   },
 });

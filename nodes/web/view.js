@@ -1,117 +1,102 @@
-// One live view: a line of status, a chart of reward, judge and KL, and a strip of samples through time.
+// One live view: how far the run is, a chart for each curve, and a strip of samples through time.
 //
 // Texts come from workflows and are only ever set as textContent.
 
-export const HEIGHT = 288; // of the widget; the canvas takes MARGIN off it above and below
+import { COLORS, tag } from "./elements.js";
+
+export const HEIGHT = 288; // of the widget, at least; the canvas takes MARGIN off it above and below
 const MARGIN = 10;
-const WIDE = 400; // of the chart's own coordinates; it is scaled to the node
-const HIGH = 130;
-const LEFT = 6;
-const RIGHT = 6;
-const SERIES = [
-  { key: "kl", label: "KL", color: "#3fb37f", width: 1.2 },
-  { key: "reward", label: "reward", color: "#4c9be8", width: 1.8 },
-  { key: "judge", label: "judge", color: "#e8804c", width: 1.8, dots: true },
-];
+const WIDE = 100; // of a chart's own coordinates; it is stretched to its place
+const HIGH = 100;
 const PICTURE = /^data:image\/(jpeg|webp);base64,/; // a still, or a video's frames, which play by themselves
 const STATES = {
-  running: "#4c9be8",
-  finished: "#3fb37f",
+  running: COLORS.key,
+  finished: COLORS.good,
   waiting: "#b07ce8",
   cancelled: "#d9a93a",
-  failed: "#e05555",
+  failed: COLORS.bad,
   idle: "#777777",
 };
+const DISTANCE = "How far held-out pictures have moved from the base model's of the same seeds. 0: they are the same. "
+  + "1: as different as two seeds of one prompt, which is as far as a run may sensibly go.";
 
 export class View {
   constructor() {
     this.element = tag("div", {
-      width: "100%", height: "100%", minHeight: `${HEIGHT - 2 * MARGIN}px`,
-      maxHeight: `${HEIGHT}px`, boxSizing: "border-box", padding: "6px 8px", overflow: "hidden",
-      display: "flex", flexDirection: "column", gap: "4px", borderRadius: "6px", background: "#17181c",
-      color: "#d6d6d6", font: "12px/1.35 sans-serif", userSelect: "none",
+      width: "100%", height: "100%", minHeight: `${HEIGHT - 2 * MARGIN}px`, boxSizing: "border-box", padding: "6px 8px", overflow: "hidden",
+      display: "flex", flexDirection: "column", gap: "6px", borderRadius: "6px", background: COLORS.ground,
+      color: COLORS.text, font: "12px/1.35 sans-serif",
     });
     this.element.className = "rlr-live-view";
-    const head = tag("div", { display: "flex", alignItems: "center", gap: "6px", flex: "none" });
-    this.light = tag("span", { width: "8px", height: "8px", borderRadius: "50%", flex: "none" });
-    this.status = tag("span", { // three lines of a warning or an error at most; the rest is in its title
-      overflow: "hidden", display: "-webkit-box", webkitBoxOrient: "vertical", webkitLineClamp: "3",
+    const head = tag("div", { display: "flex", alignItems: "flex-start", gap: "8px", flex: "0 1 auto", minHeight: "34px" });
+    this.light = tag("span", { width: "8px", height: "8px", borderRadius: "50%", flex: "none", marginTop: "8px" });
+    this.counter = tag("span", { fontSize: "18px", lineHeight: "24px", fontWeight: "600", whiteSpace: "nowrap", flex: "none" });
+    this.counter.className = "rlr-counter";
+    this.status = tag("span", {
+      overflowY: "auto", overflowWrap: "anywhere", alignSelf: "stretch", flex: "1 1 0", minWidth: "0",
+      paddingTop: "4px", userSelect: "text",
     });
     this.status.className = "rlr-status";
-    this.clock = tag("span", { marginLeft: "auto", color: "#8b8b8b", whiteSpace: "nowrap", flex: "none" });
-    head.append(this.light, this.status, this.clock);
-    this.legend = tag("div", { display: "flex", gap: "12px", flex: "none", height: "16px" });
-    this.chart = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, preserveAspectRatio: "none" });
-    Object.assign(this.chart.style, { width: "100%", flex: "1 1 0", minHeight: "0", display: "block" });
+    this.clock = tag("span", {
+      color: COLORS.quiet, whiteSpace: "pre", textAlign: "right", flex: "none", paddingTop: "4px",
+    });
+    this.clock.className = "rlr-clock";
+    head.append(this.light, this.counter, this.status, this.clock);
+    this.charts = tag("div", { display: "flex", gap: "10px", flex: "1 1 0", minHeight: "0" });
     this.strip = tag("div", {
       display: "flex", gap: "4px", flex: "none", height: "84px", overflowX: "auto", overflowY: "hidden",
     });
     this.strip.className = "rlr-strip";
-    this.element.append(head, this.legend, this.chart, this.strip);
+    this.head = head;
+    this.element.append(head, this.charts, this.strip);
     this.shown = null; // the samples that are drawn
     this.show({ state: "idle", points: [], samples: [] });
   }
 
   show(state) {
+    this.state = state;
+    this.at = performance.now();
+    const running = state.state === "running";
     this.light.style.background = STATES[state.state] ?? STATES.idle;
+    this.counter.textContent = state.steps ? `Step ${state.step} of ${state.steps}` : "";
+    this.counter.title = "Updates of the LoRA that are done";
     this.status.textContent = sentence(state);
     this.status.title = this.status.textContent;
-    this.clock.textContent = state.seconds ? duration(state.seconds) : "";
-    this.drawChart(state);
+    this.tick();
+    clearInterval(this.timer);
+    if (running) this.timer = setInterval(() => (this.element.isConnected ? this.tick() : clearInterval(this.timer)), 1000);
+    // an error is to be read whole
+    this.head.style.flex = state.state === "failed" ? "1 1 auto" : "0 1 auto";
+    this.head.style.maxHeight = state.state === "failed" ? "none" : "88px";
+    this.strip.style.display = state.state === "failed" || !state.samples?.length ? "none" : "flex";
+    this.charts.style.display = state.state === "failed" ? "none" : "flex";
+    this.drawCharts(state);
     this.drawStrip(state.samples ?? []);
   }
 
-  drawChart(state) {
+  // The time that has gone by, and what is left, which run on between the server's news.
+  tick() {
+    const { seconds, left, state } = this.state;
+    const since = state === "running" ? (performance.now() - this.at) / 1000 : 0;
+    const lines = seconds || since ? [duration((seconds ?? 0) + since)] : [];
+    if (left != null && state === "running") lines.push(`about ${duration(Math.max(0, left - since))} left`);
+    this.clock.textContent = lines.join("\n");
+  }
+
+  drawCharts(state) {
     const points = state.points ?? [];
-    this.chart.replaceChildren();
-    this.legend.replaceChildren();
-    for (let i = 0; i <= 4; i++) {
-      const y = 4 + (i * (HIGH - 8)) / 4;
-      this.chart.append(svg("line", { x1: 0, x2: WIDE, y1: y, y2: y, stroke: "#2a2c33", "stroke-width": 1,
-        "vector-effect": "non-scaling-stroke" }));
-    }
     const last = Math.max(state.steps || 0, ...points.map((p) => p.step), 1);
-    for (const series of SERIES) {
-      const own = points.filter((p) => Number.isFinite(p[series.key]));
-      if (!own.length) continue;
-      const values = own.map((p) => p[series.key]);
-      const low = Math.min(...values);
-      const spread = Math.max(...values) - low || 1;
-      const places = own.map((p) => [
-        LEFT + (p.step / last) * (WIDE - LEFT - RIGHT),
-        HIGH - 6 - ((p[series.key] - low) / spread) * (HIGH - 12),
-      ]);
-      if (series.dots) {
-        this.line(places, series, 1);
-      } else {
-        this.line(places, { ...series, key: `${series.key} as it is` }, 0.3);
-        this.line(smoothed(places), series, 1);
-      }
-      const dots = series.dots || places.length === 1 ? places : [];
-      for (const [x, y] of dots) {
-        // a line of no length with round ends is a dot that the stretched chart leaves round
-        this.chart.append(svg("line", { x1: x, x2: x, y1: y, y2: y, stroke: series.color, "stroke-width": 6,
-          "stroke-linecap": "round", "vector-effect": "non-scaling-stroke" }));
-      }
-      this.legend.prepend(this.entry(series, state, values));
-    }
-  }
-
-  line(places, series, opacity) {
-    this.chart.append(svg("polyline", {
-      points: places.map((xy) => xy.map((v) => v.toFixed(2)).join(",")).join(" "), fill: "none",
-      stroke: series.color, "stroke-width": series.width, "stroke-opacity": opacity,
-      "stroke-linejoin": "round", "vector-effect": "non-scaling-stroke", "data-series": series.key,
-    }));
-  }
-
-  entry(series, state, values) {
-    const name = { reward: state.reward, judge: state.judge || "held out" }[series.key];
-    const item = tag("span", { color: series.color, whiteSpace: "nowrap" });
-    const from = series.key === "kl" || values.length < 2 ? "" : `${short(values[0])} \u2192 `;
-    item.textContent = `${series.label} ${from}${short(values.at(-1))}`;
-    item.title = name ? `${series.label}: ${name}` : series.label;
-    return item;
+    const charts = [{
+      name: "reward", color: "#4c9be8", lines: ["reward"], dots: "held_out",
+      title: `Reward: ${state.reward}. Dots and figures: on held-out prompts and seeds; line: of the pictures trained on.`,
+    }];
+    if (state.judge) charts.push({
+      name: "judge", color: "#e8804c", lines: [], dots: "judge",
+      title: `Judge: ${state.judge}, on held-out prompts and seeds. Training does not follow it.`,
+    });
+    charts.push({ name: "distance", color: "#3fb37f", lines: [], dots: "distance", from: 0, to: 1, title: DISTANCE });
+    const drawn = points.length ? charts.map((chart) => drawChart(chart, points, last)) : [];
+    this.charts.replaceChildren(...drawn.filter(Boolean));
   }
 
   drawStrip(samples) {
@@ -125,8 +110,8 @@ export class View {
       const image = tag("img", { height: "66px", display: "block", borderRadius: "3px" });
       image.src = sample.image;
       image.draggable = false;
-      const caption = tag("div", { fontSize: "10px", color: "#8b8b8b", lineHeight: "14px" });
-      caption.textContent = sample.step ? `update ${sample.step}` : "before";
+      const caption = tag("div", { fontSize: "10px", color: COLORS.quiet, lineHeight: "14px" },
+        sample.step ? `update ${sample.step}` : "before");
       figure.append(image, caption);
       this.strip.append(figure);
     }
@@ -134,13 +119,72 @@ export class View {
   }
 }
 
+// A chart with a scale of its own: its name and what it went from and to, numbers at both axes, the curve.
+function drawChart(chart, points, last) {
+  const keys = [...chart.lines, chart.dots];
+  const values = points.flatMap((p) => keys.map((key) => p[key])).filter(Number.isFinite);
+  if (!values.length) return null;
+  let low = Math.min(chart.from ?? Infinity, ...values);
+  let high = Math.max(chart.to ?? -Infinity, ...values);
+  if (high === low) {
+    low -= Math.abs(low) / 10 || 1;
+    high += Math.abs(high) / 10 || 1;
+  }
+  const spread = high - low;
+  const place = (key) => points.filter((p) => Number.isFinite(p[key]))
+    .map((p) => [3 + (p.step / last) * (WIDE - 6), 4 + (1 - (p[key] - low) / spread) * (HIGH - 8)]);
+  const element = tag("div", { flex: "1 1 0", minWidth: "0", display: "flex", flexDirection: "column" });
+  element.className = "rlr-chart";
+  element.title = chart.title;
+  element.append(tag("div", { color: chart.color, whiteSpace: "nowrap", overflow: "hidden", flex: "none" },
+    headline(chart, points)));
+  const middle = tag("div", { display: "flex", flex: "1 1 0", minHeight: "0", gap: "3px" });
+  const numbers = { color: COLORS.quiet, fontSize: "9px", lineHeight: "10px", display: "flex", justifyContent: "space-between" };
+  const side = tag("div", { ...numbers, flexDirection: "column", textAlign: "right", minWidth: "24px", flex: "none" });
+  side.append(tag("span", {}, short(high)), tag("span", {}, short((high + low) / 2)), tag("span", {}, short(low)));
+  const plot = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, preserveAspectRatio: "none" });
+  Object.assign(plot.style, { flex: "1 1 0", minWidth: "0", height: "100%", display: "block" });
+  for (const y of [4, HIGH / 2, HIGH - 4]) plot.append(stroke("line", { x1: 0, x2: WIDE, y1: y, y2: y }, COLORS.frame, 1));
+  for (const key of chart.lines) {
+    plot.append(curve(place(key), chart.color, `${key} as it is`, 0.35), curve(smoothed(place(key)), chart.color, key, 1));
+  }
+  const dots = place(chart.dots);
+  plot.append(curve(dots, chart.color, chart.dots, chart.lines.length ? 0 : 1));
+  for (const [x, y] of dots)
+    // a line of no length with round ends is a dot that the stretched chart leaves round
+    plot.append(stroke("line", { x1: x, x2: x, y1: y, y2: y, "stroke-linecap": "round" }, chart.color, 6));
+  middle.append(side, plot);
+  const foot = tag("div", { ...numbers, flex: "none", paddingLeft: "27px" });
+  foot.append(tag("span", {}, "0"), tag("span", {}, `update ${last}`));
+  element.append(middle, foot);
+  return element;
+}
+
+// Held-out against held-out; where nothing is held out, only what the chart is of.
+function headline(chart, points) {
+  const values = points.map((p) => p[chart.dots]).filter(Number.isFinite);
+  const now = values.length ? short(values.at(-1)) : "";
+  if (chart.name === "distance") return `distance ${now}`;
+  return values.length > 1 ? `${chart.name} ${short(values[0])} \u2192 ${now}` : `${chart.name} ${now}`;
+}
+
+function curve(places, color, name, opacity) {
+  return stroke("polyline", {
+    points: places.map((xy) => xy.map((v) => v.toFixed(2)).join(",")).join(" "), fill: "none",
+    "stroke-opacity": opacity, "stroke-linejoin": "round", "data-series": name,
+  }, color, 1.6);
+}
+
+function stroke(name, attributes, color, width) {
+  return svg(name, { ...attributes, stroke: color, "stroke-width": width, "vector-effect": "non-scaling-stroke" });
+}
+
 function sentence(state) {
-  if (state.state === "idle") return "The curve and samples appear here when the training runs.";
-  const place = `update ${state.step} of ${state.steps}`;
-  if (["failed", "cancelled", "waiting"].includes(state.state)) return `${place}: ${state.message}`;
-  if (state.state === "finished") return `${state.run}: ${place}. ${state.message || "Finished."}`;
-  const within = state.phase ? ` · ${state.phase}${state.total ? ` ${state.done} of ${state.total}` : ""}` : "";
-  return `${place}${within}${state.message ? ` · ${state.message}` : ""}`;
+  if (state.state === "idle") return "Progress, curves and samples appear here when the training runs.";
+  if (state.state === "finished") return `${state.run}: ${state.message || "Finished."}`;
+  if (state.state !== "running") return state.message;
+  const words = [state.phase, state.message].filter(Boolean).join(" \u00b7 ");
+  return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
 // Heights averaged over neighbours, a twelfth of the curve to either side.
@@ -162,14 +206,8 @@ function duration(seconds) {
   const whole = Math.round(seconds);
   const pad = (n) => String(n).padStart(2, "0");
   const hours = Math.floor(whole / 3600);
-  const rest = `${pad(Math.floor(whole / 60) % 60)}:${pad(whole % 60)}`;
+  const rest = `${hours ? pad(Math.floor(whole / 60) % 60) : Math.floor(whole / 60)}:${pad(whole % 60)}`;
   return hours ? `${hours}:${rest}` : rest;
-}
-
-function tag(name, style) {
-  const element = document.createElement(name);
-  Object.assign(element.style, style);
-  return element;
 }
 
 function svg(name, attributes) {

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from rlr_core.training.events import PHASES, Event
+from rlr_core.training.events import Event, in_words
+from rlr_core.training.pace import Pace
 
 LINES = 20  # lines of a whole run where there is no terminal
+PAUSE = 0.1  # seconds between two pictures of the bar inside a phase
 
 
 class Progress:
     """Follows a run's events; use as on_event of `train`, and as a context manager around it."""
 
-    def __init__(self, stream: TextIO | None = None):
-        """stream: None is stderr."""
+    def __init__(self, stream: TextIO | None = None, say: Callable[[str], None] | None = None):
+        """stream: None is stderr; say: takes the lines instead, for a log."""
         self.stream = stream or sys.stderr
-        self.terminal = self.stream.isatty()
+        self.terminal = say is None and self.stream.isatty()
+        self.say = say or self._write
         self.bar: tqdm | None = None
+        self.pace = Pace()
+        self.phase = ""
+        self.drawn = 0.0
         self.steps = self.first = 0
         self.judge = ""
         self.rates: list[tuple[float, float]] = []
@@ -36,29 +44,60 @@ class Progress:
             self.bar.close()
 
     def __call__(self, event: Event) -> None:
+        self.pace(event)
         handler = getattr(self, f"_{event.kind}", None)
         if handler is not None:
             handler(event.data)
 
-    def say(self, message: str) -> None:
+    def loading(self) -> None:
+        """The model is being loaded, of which the run itself knows nothing."""
+        self._progress({"phase": "loading", "done": 0, "total": 0})
+
+    def _write(self, message: str) -> None:
         """A line of its own, above the bar."""
         tqdm.write(message, file=self.stream)
 
     def _start(self, data: dict[str, Any]) -> None:
         self.steps, self.first = data["steps"], data["first_step"]
         if self.terminal:
-            self.bar = tqdm(
-                total=self.steps, initial=self.first, file=self.stream, mininterval=0.3,
-                dynamic_ncols=_width(self.stream) > 0, ncols=None if _width(self.stream) > 0 else 120,
-                bar_format="{n_fmt}/{total_fmt} |{bar:16}| {elapsed}, {remaining} left{postfix}  {desc}",
-            )  # fmt: skip
+            self._open(
+                "{n_fmt}/{total_fmt} |{bar:16}| {elapsed}{postfix}  {desc}",
+                total=self.steps,
+                initial=self.first,
+            )
         elif self.first:
             self.say(f"going on from update {self.first} of {self.steps}")
+        self.phase = ""
+
+    def _open(self, form: str, **settings: Any) -> tqdm:
+        """A bar in the terminal, in place of the one before."""
+        if self.bar is not None:
+            self.bar.leave = False
+            self.bar.close()
+        self.bar = bar = tqdm(
+            file=self.stream,
+            mininterval=0.3,
+            dynamic_ncols=_width(self.stream) > 0,
+            ncols=None if _width(self.stream) > 0 else 120,
+            bar_format=form,
+            **settings,
+        )
+        return bar
 
     def _progress(self, data: dict[str, Any]) -> None:
-        if self.bar is not None:
-            phase = PHASES.get(data["phase"], data["phase"])
-            self.bar.set_description_str(f"{phase} {data['done']} of {data['total']}")
+        new, self.phase = data["phase"] != self.phase, data["phase"]
+        if not self.terminal:
+            if new and not self.last:  # from the first update on its own lines say enough
+                self.say(in_words(data))
+            return
+        bar = self.bar or self._open("{elapsed}  {desc}")
+        if new or time.monotonic() - self.drawn > PAUSE:
+            left = self.pace.seconds_left()
+            words = [in_words(data)] if left is None else [_left(left), in_words(data)]
+            bar.set_description_str("  ".join(words))
+            self.drawn = time.monotonic()
+
+    _sampler_step = _progress
 
     def _warning(self, data: dict[str, Any]) -> None:
         if data["message"] not in self.warned:
@@ -77,7 +116,7 @@ class Progress:
             self.bar.set_postfix_str("  ".join(self._figures(row)), refresh=False)
             self.bar.update(row["step"] - self.bar.n)
         elif judged or row["step"] == self.steps or row["step"] % max(1, self.steps // LINES) == 0:
-            figures = [f"update {row['step']}/{self.steps}", *self._figures(row), self._left(row)]
+            figures = [f"update {row['step']}/{self.steps}", *self._figures(row), self._rest(row)]
             self.say("  ".join(figure for figure in figures if figure))
 
     def _figures(self, row: dict[str, Any]) -> list[str]:
@@ -94,12 +133,16 @@ class Progress:
             parts.append(f"{done / seconds:,.0f} evaluations/s")
         return parts
 
-    def _left(self, row: dict[str, Any]) -> str:
+    def _rest(self, row: dict[str, Any]) -> str:
         """How long the rest takes at the pace so far, evaluations of the judge and all."""
         if row["step"] in (0, self.first, self.steps):
             return ""
         seconds = row["time/seconds"] / row["step"] * (self.steps - row["step"])
-        return f"{tqdm.format_interval(seconds)} left"
+        return _left(seconds)
+
+
+def _left(seconds: float) -> str:
+    return f"{tqdm.format_interval(seconds)} left"
 
 
 def _width(stream: TextIO) -> int:

@@ -101,9 +101,10 @@ def _run(config: TrainConfig, resume: bool) -> int:
 
     if World().main and not resume:
         require_free(config.out)
-    model = load_model(config.model, config.device, config.dtype)
-    reward = load_reward(config.reward, **config.reward_options)
     with Progress() as progress:
+        progress.loading()
+        model = load_model(config.model, config.device, config.dtype)
+        reward = load_reward(config.reward, **config.reward_options)
         try:
             result = train(model, reward, config, on_event=progress, resume=resume)
         except KeyboardInterrupt:

@@ -423,7 +423,11 @@ class TrainConfig(Settings):
     out: str = setting("runs/run", "The run folder.", in_state=False)
     save_every: int = setting(5, "Updates between saved states.", in_state=False, ge=1)
     keep_samples: int = setting(
-        8, "Held-out pictures kept for before_after.png and samples/.", in_state=False, ge=1, le=1024
+        8,
+        "Held-out pictures kept: before_after.png takes those that changed most, samples/ the first 8.",
+        in_state=False,
+        ge=1,
+        le=1024,
     )
     tracker: Literal["none", "tensorboard", "wandb"] = setting(
         "none", "Where metrics are shown besides the run folder.", in_state=False

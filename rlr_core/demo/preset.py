@@ -26,7 +26,7 @@ def demo_config(out: str | Path = "runs/demo", seed: int = 0) -> TrainConfig:
         seed=seed,
         out=str(out),
         save_every=5,
-        keep_samples=8,
+        keep_samples=48,
         sampler=SamplerConfig(steps=6, eta=0.7, guidance=3.0),
         method=MethodConfig(name="auto", budget=0.5),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=5, max_grad_norm=0.1, ema_decay=0.9),

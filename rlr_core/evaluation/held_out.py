@@ -108,7 +108,8 @@ class HeldOut:
                 "reward/held_out_low": held_out.low,
                 "reward/held_out_high": held_out.high,
             }
-        return row | {"diversity": evaluation.diversity}
+        distance = None if self.before is None else measures.distance(self.before, evaluation)
+        return row | {"distance": distance, "diversity": evaluation.diversity}
 
     def to_state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Groups of tensors and JSON values that `from_state` takes back."""

@@ -164,6 +164,20 @@ def diversity(images: Tensor, prompts: Sequence[str]) -> float | None:
     return sum(means) / len(means) if means else None
 
 
+def distance(before: Evaluation, after: Evaluation) -> float | None:
+    """How far the kept pictures have moved, in units of what lies between two seeds: 0 where they are the
+    same, 1 where a picture is as far from what it was as `before`'s pictures of one prompt are apart.
+
+    before, after: of the same prompts and seeds. None where `before` has no diversity to compare with.
+    """
+    count = min(len(before.images), len(after.images))
+    if not before.diversity or not count:
+        return None
+    moved = _thumbnails(after.images[:count]) - _thumbnails(before.images[:count])
+    per_picture = moved.double().flatten(1).square().mean(1).sqrt()
+    return per_picture.mean().item() / before.diversity
+
+
 def _thumbnails(images: Tensor) -> Tensor:
     """Pictures [B, ..., H, W] averaged down to [B, C, h, w], h and w at most THUMBNAIL."""
     flat = images.flatten(1, -3)

@@ -27,7 +27,8 @@ BLUE, ORANGE, GREEN, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#
 def plot_reward(
     rows: Sequence[Mapping[str, Any]], path: str | Path, reward: str = "", judge: str = ""
 ) -> None:
-    """reward.png: the training reward, the held-out judge and the KL divergence, one above the other.
+    """reward.png: the training reward, the held-out judge and the distance to the base model, one above the
+    other.
 
     rows: of metrics.jsonl. Panels without a value are left out. reward, judge: their names, for the titles.
     """
@@ -36,7 +37,7 @@ def plot_reward(
     panels = [
         (_draw_reward, "reward/mean", _title("training reward", reward), BLUE),
         (_draw_judge, "judge/mean", _title("held-out judge", judge), ORANGE),
-        (_draw_kl, "kl", "KL divergence to the base model", GREEN),
+        (_draw_distance, "distance", "distance from the base model (1: other pictures)", GREEN),
     ]
     panels = [panel for panel in panels if _series(rows, panel[1])[0]]
     figure = _figure(7.2, 1.0 + 2.1 * max(1, len(panels)))
@@ -81,31 +82,39 @@ def plot_before_after(
 ) -> None:
     """before_after.png: the same prompts and seeds without and with the adapter, and what `judge` says.
 
-    before, after: evaluations of the same prompts and seeds that kept pictures; the first `count` are drawn.
+    before, after: evaluations of the same prompts and seeds that kept pictures. `count` of these are drawn:
+    those of which the judge says something else now come first, whether better or worse.
     """
-    count = min(count, len(before.images), len(after.images))
-    columns = min(4, count)
+    chosen = _most_changed(before, after, judge)[:count]
+    count, columns = len(chosen), min(4, len(chosen))
     blocks = math.ceil(count / columns)
-    captions = [_wrapped(prompt) for prompt in before.prompts[:count]]
+    captions = [_wrapped(before.prompts[place]) for place in chosen]
     lines = max(caption.count("\n") + 1 for caption in captions)
-    pictures = [to_pil(image) for image in before.images[:count]]
+    first = to_pil(before.images[0])
     tile = 1.75  # inches a picture is wide
     head, foot, left = 0.17 * lines + 0.12, 0.24, 0.7
-    height = tile * pictures[0].height / pictures[0].width
+    height = tile * first.height / first.width
     block = head + 2 * (height + foot) + 0.1
-    width, total = left + columns * (tile + 0.12) + 0.05, blocks * block + 0.1
+    width = left + columns * (tile + 0.12) + 0.05
+    title = textwrap.wrap(_says(before, after, judge), int((width - 0.2) / 0.066))
+    start = 0.17 * len(title) + 0.14
+    total = start + blocks * block + 0.1
     figure = _figure(width, total, layout=None)
-    for number in range(count):
+    figure.text(
+        0.1 / width, 1 - 0.08 / total, "\n".join(title),
+        ha="left", va="top", fontsize=8.5, color=FAINT, parse_math=False, linespacing=1.15,
+    )  # fmt: skip
+    for number, place in enumerate(chosen):
         row, column = divmod(number, columns)
-        x, top = left + column * (tile + 0.12), row * block + 0.06
+        x, top = left + column * (tile + 0.12), start + row * block
         figure.text(
             (x + tile / 2) / width, 1 - (top + head - 0.09) / total, captions[number],
             ha="center", va="baseline", fontsize=8.5, color=INK, parse_math=False, linespacing=1.15,
         )  # fmt: skip
-        for place, (evaluation, label) in enumerate(((before, "before"), (after, "after"))):
-            y = top + head + place * (height + foot)
+        for below, (evaluation, label) in enumerate(((before, "before"), (after, "after"))):
+            y = top + head + below * (height + foot)
             axes = figure.add_axes((x / width, 1 - (y + height) / total, tile / width, height / total))
-            picture = to_pil(evaluation.images[number])
+            picture = to_pil(evaluation.images[place])
             axes.imshow(picture, interpolation="nearest" if picture.width < 256 else "antialiased")
             axes.set_axis_off()
             if column == 0:
@@ -113,7 +122,7 @@ def plot_before_after(
                     (left - 0.12) / width, 1 - (y + height / 2) / total, label,
                     ha="right", va="center", fontsize=9, fontweight="bold", color=INK,
                 )  # fmt: skip
-            text, color = _verdict(evaluation.scores[judge], number)
+            text, color = _verdict(evaluation.scores[judge], place)
             figure.text(
                 (x + tile / 2) / width, 1 - (y + height + foot / 2 - 0.01) / total, f"{judge}: {text}",
                 ha="center", va="center", fontsize=8, color=color, parse_math=False,
@@ -199,14 +208,11 @@ def _draw_judge(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, color: 
     _legend(axes)
 
 
-def _draw_kl(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, color: str) -> None:
-    """A dot for every update's estimate, which is rough, and a line for their running mean."""
+def _draw_distance(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, color: str) -> None:
+    """Every evaluation, from 0, where the pictures are the base model's, up to 1 at least."""
     steps, values = _series(rows, key)
-    axes.plot(steps, values, ".", color=color, alpha=0.45, markersize=4, label="an update's estimate")
-    smooth = _smoothed(values, len(values) // 8)
-    axes.plot(steps, smooth, color=color, linewidth=2, label="running mean")
-    axes.set_ylim(bottom=0)
-    _legend(axes)
+    axes.plot(steps, values, color=color, marker="o", markersize=4.5, linewidth=2)
+    axes.set_ylim(0, 1.05 * max(1.0, *values))
 
 
 def _legend(axes: Axes) -> None:
@@ -234,6 +240,25 @@ def _smoothed(values: Sequence[float], reach: int) -> list[float]:
 
 
 # --- small things ---
+
+
+def _most_changed(before: Evaluation, after: Evaluation, judge: str) -> list[int]:
+    """Places of the kept pictures, those of the largest change of score first, and among equal ones those
+    that have changed most to look at."""
+    count = min(len(before.images), len(after.images))
+    scores = (after.scores[judge][:count] - before.scores[judge][:count]).abs().tolist()
+    pixels = (after.images[:count] - before.images[:count]).flatten(1).square().mean(1).tolist()
+    return sorted(range(count), key=lambda place: (scores[place], pixels[place]), reverse=True)
+
+
+def _says(before: Evaluation, after: Evaluation, judge: str) -> str:
+    """What before_after.png shows, and what it must not be taken for."""
+    kept, scores = len(before.images), before.scores[judge]
+    return (
+        f"Same prompts and seeds. Of {kept} pairs, those with the largest change of {judge} come first, for "
+        f"better or worse. Mean of all {len(scores)} held-out pictures: {scores.mean():.3g} before, "
+        f"{after.scores[judge].mean():.3g} after."
+    )
 
 
 def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from rlr_core.common.listening import heard_inside
 from rlr_core.config import SamplerConfig
 from rlr_core.config.prompts import read_prompts
 from rlr_core.diffusion.chain import Chain
@@ -37,10 +39,10 @@ def sample(
 ) -> Tensor:
     """Pictures [N, 3, H, W] in [0, 1] on the CPU, picture i of prompt i and seed i.
 
-    check: called before every evaluation of the denoiser; may raise to stop there. prompts: as in
-    TrainConfig.prompts. adapter: the one in the model, which then acts in its part of the steps only; without
-    it an adapter acts in all of them. A picture does not depend on its batch. Raises UserError where there is
-    not one seed, from 0 on, for every prompt.
+    check: called before every evaluation of the denoiser and inside it; may raise to stop there. prompts: as
+    in TrainConfig.prompts. adapter: the one in the model, which then acts in its part of the steps only;
+    without it an adapter acts in all of them. A picture does not depend on its batch. Raises UserError where
+    there is not one seed, from 0 on, for every prompt.
     """
     if len(prompts) != len(seeds):
         raise UserError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}.")
@@ -104,7 +106,16 @@ def _measure(
     shape = model.latent_shape(
         sampler.height or model.default_size[0], sampler.width or model.default_size[1], sampler.frames
     )
-    return measures.evaluate(
-        chain, rewards, [prompt.text for prompt in chosen], seeds, book.conditioning, shape,
-        batch=batch, device=model.device, keep=keep, on_progress=on_progress,
-    )  # fmt: skip
+    with nullcontext() if check is None else heard_inside(model, check):
+        return measures.evaluate(
+            chain,
+            rewards,
+            [prompt.text for prompt in chosen],
+            seeds,
+            book.conditioning,
+            shape,
+            batch=batch,
+            device=model.device,
+            keep=keep,
+            on_progress=on_progress,
+        )

@@ -66,7 +66,7 @@ class Problem:
     world: World | None = None
     """The processes that share a batch; None is this one alone."""
     on_phase: Callable[[str, int, int], None] = _nobody
-    """Told 'rollout', 'reward' or 'backward', how much is done and of how much."""
+    """Told 'rollout', 'reward' or 'backward', how many pictures are done and of how many."""
 
 
 class Estimator:
@@ -103,14 +103,17 @@ class Estimator:
         chunks = list(self._chunks(groups))
         parts: list[Rollout] = []
         pending: Pending | None = None
-        for done, index in enumerate(chunks):
+        twins = 2 if self.twins else 1
+        done, total = 0, twins * sum(map(len, chunks))
+        for index in chunks:
             group = int(groups[int(index[0])])
-            for twin in range(2 if self.twins else 1):
-                self.problem.on_phase("rollout", done, len(chunks))
+            for twin in range(twins):
+                self.problem.on_phase("rollout", done, total)
                 part_plan = plan.select(index)
                 sign = (1, -1)[twin] if self.twins else 0
                 trajectory = self._trajectory(batch, index, part_plan, sign, step, group)
-                self.problem.on_phase("reward", done, len(chunks))
+                self.problem.on_phase("reward", done, total)
+                done += len(index)
                 try:
                     scores = self.problem.score(trajectory.final, batch.texts(index), self.pathwise)
                 except Pending as asked:
@@ -184,8 +187,10 @@ class Estimator:
         twins, size = rollouts.rewards.shape
         kl = ratio_error = clipped = torch.zeros(())
         signals = self.signals(rollouts)
-        for done, (part, signal) in enumerate(zip(rollouts.parts, signals, strict=True)):
-            self.problem.on_phase("backward", done, len(rollouts.parts))
+        done, total = 0, sum(len(part.index) for part in rollouts.parts)
+        for part, signal in zip(rollouts.parts, signals, strict=True):
+            self.problem.on_phase("backward", done, total)
+            done += len(part.index)
             if not part.plan.visited.any():
                 continue
             result: BackwardResult = backward(

@@ -66,8 +66,10 @@ class D3po(WalkMethod):
         weight[:, good], weight[:, bad] = pull, pull
         sign[good], sign[bad] = 1.0, -1.0
         totals = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in problem.parameters]
-        for done, part in enumerate(samples.parts):
-            problem.on_phase("backward", done, len(samples.parts))
+        done, total = 0, sum(len(part.index) for part in samples.parts)
+        for part in samples.parts:
+            problem.on_phase("backward", done, total)
+            done += len(part.index)
             plan = part.plan
             plan.weight = weight[:, part.index]
             if plan.visited.any():

@@ -119,10 +119,12 @@ class Row(Method):
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         pending: Pending | None = None
         with self._sampling_policy():
-            for done, index in enumerate(chunks):
-                self.problem.on_phase("rollout", done, len(chunks))
+            done = 0
+            for index in chunks:
+                self.problem.on_phase("rollout", done, len(own))
                 kept, final = self._roll_out(batch, index)
-                self.problem.on_phase("reward", done, len(chunks))
+                self.problem.on_phase("reward", done, len(own))
+                done += len(index)
                 try:
                     scores = self.problem.score(final, batch.texts(index), False)
                 except Pending as asked:
@@ -183,8 +185,10 @@ class Row(Method):
         sums: dict[str, Tensor] = {"loss": torch.zeros(())}
         old = self.uses_old and not self.snapshot.is_current()
         own = range(self.world.rank, len(lesson.blocks), self.world.size)
-        for done, block in enumerate(own):
-            self.problem.on_phase("backward", done, len(own))
+        done, total = 0, sum(len(lesson.blocks[block]) for block in own)
+        for block in own:
+            self.problem.on_phase("backward", done, total)
+            done += len(lesson.blocks[block])
             for time in range(times):
                 for index in self._chunks(lesson, lesson.blocks[block]):
                     noise = Noise(

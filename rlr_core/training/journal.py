@@ -17,6 +17,9 @@ from rlr_core.training.run_folder import STATE, RunFolder
 from rlr_core.training.setup import Parts
 from rlr_core.training.trackers import make_tracker
 
+SHOWN = 8
+"""Pictures in samples/, at most."""
+
 
 class Journal:
     """Writes to the run folder on the main process; tells events there. Without a folder it only tells."""
@@ -26,6 +29,8 @@ class Journal:
         self.parts: Parts | None = None
         self.folder: RunFolder | None = None
         self.tracker = None
+        self._work: tuple[str, int, int] = ("", 0, 0)
+        self._sampler_step = 0
         self._settled: checkpoint.State | None = None
         self._clock = time.monotonic()
 
@@ -38,9 +43,26 @@ class Journal:
         if self.parts is None or self.parts.world.main:
             self.on_event(Event(kind, data))
 
-    def progress(self, phase: str, done: int, total: int) -> None:
-        """How far a part of an update is."""
+    def progress(self, phase: str, done: int = 0, total: int = 0) -> None:
+        """How far a part of an update is: done of total pictures."""
+        self._work, self._sampler_step = (phase, done, total), 0
         self.tell("progress", phase=phase, done=done, total=total)
+
+    def evaluated(self) -> None:
+        """The denoiser is asked: of pictures that are sampled, once a step of the sampler."""
+        phase, done, total = self._work
+        steps = self._parts.chain.T
+        if phase not in ("rollout", "evaluation") or self._sampler_step == steps:
+            self._parts.interrupts.check()
+            return
+        self._sampler_step += 1
+        step = self._sampler_step
+        config = self._parts.config
+        most = config.micro_batch if phase == "rollout" else config.evaluation.batch
+        at_a_time = min(most, total - done)
+        self.tell(
+            "sampler_step", phase=phase, done=done, total=total, at_a_time=at_a_time, step=step, steps=steps
+        )
 
     def warn(self, message: str) -> None:
         """A sentence that a person should read."""
@@ -87,7 +109,7 @@ class Journal:
 
     def samples(self, step: int, evaluation: Evaluation) -> None:
         """Keep and tell the first held-out pictures."""
-        images = evaluation.images
+        images = evaluation.images[:SHOWN]
         if self.folder is not None:
             self.folder.save_samples(step, images)
         self.tell("samples", step=step, images=images, prompts=evaluation.prompts[: len(images)])

@@ -34,6 +34,8 @@ METRICS: dict[str, str] = {
     "reward/held_out": "mean reward of the held-out pictures",
     "reward/held_out_low": "lower end of its 95 % interval",
     "reward/held_out_high": "upper end of its 95 % interval",
+    "distance": "how far the kept held-out pictures have moved from the base model's of the same seeds: 0 "
+    "not at all, 1 as far as two of the base model's pictures of one prompt lie apart",
     "diversity": "distance between held-out pictures of one prompt; falls when all pictures look the same",
     "time/seconds": "since the start of the run, without the time between interruptions",
     "memory/peak_bytes": "most bytes held so far: on the GPU, or by the process",

@@ -62,8 +62,11 @@ class Results:
                 lines.append(f"{name}: {values[0]:.4g} before, {values[-1]:.4g} now")
         if self.metrics:
             last = self.metrics[-1]
-            if last.get("kl") is not None:
-                lines.append(f"KL to the base model: {last['kl']:.3g}")
+            if distances := [row["distance"] for row in self.metrics if row.get("distance") is not None]:
+                lines.append(
+                    f"distance from the base model: {distances[-1]:.2f} (0: the same pictures, 1: as "
+                    f"different as two seeds)"
+                )
             lines.append(
                 f"{last.get('time/seconds') or 0:.0f} seconds, "
                 f"{(last.get('memory/peak_bytes') or 0) / 2**30:.1f} GiB at most"

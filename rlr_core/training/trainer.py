@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlr_core.common.listening import heard_inside
 from rlr_core.common.pending import Pending
 from rlr_core.config import TrainConfig
 from rlr_core.diffusion.models.base import DiffusionModel
@@ -26,6 +27,7 @@ from rlr_core.training.journal import Journal
 from rlr_core.training.metrics import update_row
 from rlr_core.training.preflight import check_memory
 from rlr_core.training.setup import build
+from rlr_core.training.size_warning import warn_of_size
 
 
 def train(
@@ -42,17 +44,20 @@ def train(
 
     reward, judge: a Reward, a name, or a callable (images [B, 3, H, W] in [0, 1], prompts) -> [B]; they win
     over the config's names. resume: go on from the state in config.out. Ctrl-C ends the run before the next
-    evaluation of the denoiser, with the state of the last whole update and the LoRA so far saved, and is
-    raised again; so is what on_event raises, and what check raises, which is called before every evaluation
-    and every decoded piece. A run that raises leaves the model as it was, without the adapter. One whose
+    block of a network, with the state of the last whole update and the LoRA so far saved, and is raised
+    again; so is what on_event raises, and what check raises, which is called before every block and every
+    decoded piece. A run that raises leaves the model as it was, without the adapter. One whose
     reward waits for scores ends with that as its reason; resumed, it takes the same update up again.
     Raises UserError for settings, prompts or files that cannot work.
     """
     trainer = Trainer(model, reward, config, judge=judge, on_event=on_event, check=check)
     try:
-        check_memory(trainer.parts, tell=trainer.journal.warn)
-        trainer.counters = trainer.journal.open(resume)
-        return trainer.run()
+        with heard_inside(trainer.parts.model, trainer.parts.interrupts.check):
+            warn_of_size(trainer.parts, trainer.journal.warn)
+            trainer.journal.progress("memory")
+            check_memory(trainer.parts, tell=trainer.journal.warn)
+            trainer.counters = trainer.journal.open(resume)
+            return trainer.run()
     except BaseException:
         trainer.parts.adapter.detach()
         raise
@@ -77,13 +82,21 @@ class Trainer:
         self.journal = Journal(on_event)
         self.parts = build(model, reward, config, judge=judge, check=check, on_phase=self.journal.progress)
         self.journal.parts = self.parts
+        self.parts.chain.on_evaluation = self.journal.evaluated
         self.config = self.parts.config
         self.counters = Counters()
 
     def run(self) -> TrainResult:
         """Train until config.steps, until the judge drops, or until scores have to be waited for."""
         config, counters, journal, held_out = self.config, self.counters, self.journal, self.parts.held_out
-        journal.tell("start", steps=config.steps, first_step=counters.step)
+        journal.tell(
+            "start",
+            steps=config.steps,
+            first_step=counters.step,
+            pictures=config.batch,
+            held_out=len(held_out.seeds),
+            evaluate_every=config.evaluation.every,
+        )
         if unreachable := self.parts.method.unreachable_steps():
             journal.warn(
                 f"The last {unreachable} of {self.parts.chain.T} sampler steps are deterministic, so this "
@@ -96,6 +109,7 @@ class Trainer:
             while counters.step < config.steps:
                 row = self.update()
                 if isinstance(row, Pending):
+                    journal.progress("saving")
                     journal.save()
                     return self._finish(row.reason, pending=True)
                 last = counters.step == config.steps
@@ -103,6 +117,7 @@ class Trainer:
                 evaluation = self.evaluate() if due else None
                 journal.record(row, evaluation, counters)
                 if last or held_out.dropped or counters.step % config.save_every == 0:
+                    journal.progress("saving")
                     journal.save()
                 if held_out.dropped:
                     return self._finish(export.JUDGE_DROPPED)
@@ -149,8 +164,9 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """The judge and the reward on held-out prompts and seeds, of the adapter as it would be saved now."""
-        progress = self.journal.progress
-        evaluation = self.parts.held_out.evaluate(lambda done, total: progress("evaluation", done, total))
+        progress, held_out = self.journal.progress, self.parts.held_out
+        progress("evaluation", 0, len(self.parts.world.slice(len(held_out.seeds))))
+        evaluation = held_out.evaluate(lambda done, total: progress("evaluation", done, total))
         self.journal.samples(self.counters.step, evaluation)
         return evaluation
 

@@ -18,7 +18,8 @@ class Terminal(io.StringIO):
 
 def follow(stream, steps, every=10, first=0):
     with Progress(stream) as progress:
-        progress(Event("start", {"steps": steps, "first_step": first}))
+        progress(Event("start", {"steps": steps, "first_step": first, "pictures": 16, "held_out": 32,
+                                 "evaluate_every": every}))  # fmt: skip
         progress(Event("update", {"step": first, "judge/mean": 0.5, "judge/low": 0.4, "judge/high": 0.6,
                                   "time/seconds": 1.0}))  # fmt: skip
         for step in range(first + 1, steps + 1):
@@ -54,8 +55,33 @@ def test_in_a_terminal_progress_is_a_bar_with_the_same_figures():
     bar = follow(Terminal(), 40)
     assert "40/40 |################|" in bar
     assert "reward 0.250" in bar and "judge 0.750 [0.700, 0.800]" in bar and "40 evaluations/s" in bar
-    assert "learning 0 of 2" in bar
+    assert "learning, 0 of 2 pictures" in bar
     assert bar.count("Warning: the reward is constant") == 1
+
+
+def test_what_comes_before_the_first_update_is_said_from_the_first_second():
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        progress.loading()
+        for done in range(3):
+            progress(Event("progress", {"phase": "prompts", "done": done, "total": 60}))
+        progress(Event("progress", {"phase": "evaluation", "done": 0, "total": 32}))
+    assert stream.getvalue().splitlines() == [
+        "loading the model",
+        "encoding prompts, 0 of 60",
+        "evaluating, 0 of 32 pictures",
+    ]
+    terminal = Terminal()
+    with Progress(terminal) as progress:
+        progress.loading()
+    assert "loading the model" in terminal.getvalue()
+
+
+def test_lines_can_go_to_a_log():
+    lines = []
+    with Progress(say=lines.append) as progress:
+        progress.loading()
+    assert lines == ["loading the model"]
 
 
 def test_progress_of_a_resumed_run_starts_where_it_stopped():

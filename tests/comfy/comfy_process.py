@@ -73,20 +73,33 @@ def load_pack(base: Path, cpu: bool = True) -> Pack:
 
 
 def execute_in(pack: Pack) -> Callable[..., list]:
-    """execute(node id, **inputs): run a node as ComfyUI does, and return its outputs as a list."""
-    import torch
+    """execute(node id, **inputs): run a node as ComfyUI does, and return its outputs as a list.
+
+    Inputs of RLR Train that are RLR Train Settings' go through such a node.
+    """
+    further = {i.id for i in pack["RLR_TrainSettings"].GET_SCHEMA().inputs}
 
     def execute(node_id: str, **inputs):
-        node = pack[node_id].PREPARE_CLASS_CLONE(_hidden())
-        with torch.inference_mode():
-            return list(node.EXECUTE_NORMALIZED(**inputs).args)
+        own = {name: inputs.pop(name) for name in further & inputs.keys() if node_id == "RLR_Train"}
+        if own:
+            (inputs["settings"],) = execute("RLR_TrainSettings", **own)
+        return list(output_of(pack, node_id, **inputs).args)
 
     return execute
 
 
-def _hidden() -> dict:
-    """What a node is told of its place in the workflow, in either version's form."""
+def output_of(pack: Pack, node_id: str, **inputs):
+    """All that a node gives, with what it shows."""
+    import torch
+
+    node = pack[node_id].PREPARE_CLASS_CLONE(hidden_of("5"))
+    with torch.inference_mode():
+        return node.EXECUTE_NORMALIZED(**inputs)
+
+
+def hidden_of(number: str) -> dict:
+    """What node `number` is told of its place in the workflow, in either version's form."""
     from comfy_api.latest import io
 
-    values = {io.Hidden.unique_id: "5", io.Hidden.extra_pnginfo: {"workflow": {"id": "w"}}}
+    values = {io.Hidden.unique_id: number, io.Hidden.extra_pnginfo: {"workflow": {"id": "w"}}}
     return {"hidden_inputs": values} if hasattr(io.HiddenHolder, "from_v3_data") else values

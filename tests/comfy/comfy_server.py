@@ -16,6 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "ComfyUI-RLR"
+TRAIN_INPUTS = ("steps", "batch", "size", "sampler_steps", "guidance", "seed", "run_name", "mode")
+"""The widgets of RLR Train."""
 NOT_COPIED = (".git", "tests", "runs", "*.pyc", "__pycache__", ".pytest_cache", ".ruff_cache", "*.egg-info")
 
 
@@ -129,9 +131,17 @@ class ComfyServer:
 
 
 def changed(prompt: dict[str, Any], **inputs: Any) -> dict[str, Any]:
-    """A copy of an API workflow with inputs of RLR_Train replaced, in each of them."""
+    """A copy of an API workflow with inputs of RLR Train replaced, in each of them.
+
+    Those that are RLR Train Settings' are replaced there, in such a node of its own where there is none.
+    """
     copy = json.loads(json.dumps(prompt))
-    for node in copy.values():
-        if node["class_type"] == "RLR_Train":
-            node["inputs"] |= inputs
+    for number, node in list(copy.items()):
+        if node["class_type"] != "RLR_Train":
+            continue
+        node["inputs"] |= {name: value for name, value in inputs.items() if name in TRAIN_INPUTS}
+        further = {name: value for name, value in inputs.items() if name not in TRAIN_INPUTS}
+        if further:
+            own, _ = node["inputs"].setdefault("settings", [f"{number}0", 0])
+            copy.setdefault(own, {"class_type": "RLR_TrainSettings", "inputs": {}})["inputs"] |= further
     return copy

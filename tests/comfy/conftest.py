@@ -50,3 +50,12 @@ def run(pack):
     from comfy_process import execute_in
 
     return execute_in(pack)
+
+
+@pytest.fixture
+def sockets_of(run):
+    """model, prompts and reward for RLR Train."""
+    (model,) = run("RLR_LoadCheckpoint", checkpoint="diffusers: tiny")
+    (prompts,) = run("RLR_Prompts", text="a red circle\na blue square\na cat\na dog", held_out=0.5)
+    (reward,) = run("RLR_Reward", reward="brightness")
+    return {"model": model, "prompts": prompts, "reward": reward}

@@ -38,87 +38,125 @@ AESTHETIC_FILES = (
     "Nothing is downloaded by itself. Press R after copying files."
 )
 
-# name -> {node id: (x, y, width, height)}, and notes (x, y, width, height, text)
+GAP = 44
+"""Between a node and the next in its column, whose title is 30 high."""
+WIDE_GAP = 72
+"""Where there is room: Vue nodes are higher than those of the canvas."""
+COLOR = "#7a9cc6"
+"""Of a group."""
+PLAIN = "Everything else follows from the model; **RLR Train Settings**, connected to *settings*, changes it."
+
+
+def note(text: str, height: int) -> dict[str, Any]:
+    """A note in a column."""
+    return {"note": text, "height": height}
+
+
+# Columns from left to right: the group's title (None: of the group before), width, and from top to bottom
+# node ids, (node id, height) and notes.
 LAYOUT: dict[str, dict[str, Any]] = {
     "rlr-demo": {
-        "nodes": {
-            "1": (40, 60, 320, 90), "2": (40, 210, 320, 190), "3": (40, 460, 320, 202),
-            "4": (40, 722, 320, 202), "5": (420, 60, 460, 1290), "6": (940, 60, 720, 560),
-            "7": (940, 680, 720, 670),
-        },
-        "titles": {"3": "Reward: trained for", "4": "Judge: not trained for", "6": "Before and after",
+        "gap": WIDE_GAP,
+        "columns": [
+            ("1  What to learn", 320, [
+                "1", ("2", 150), "3", "4",
+                note("**Press Run.** A tiny model that comes with RLR learns to draw what its captions say, "
+                     "in a few minutes on a CPU.\n\nIt is trained for the *reward*; the *judge* only "
+                     "watches, on captions that training never sees.\n\nCancel and Run again: it goes on. "
+                     "Raise *steps* and it goes on, too.", 150),
+            ]),
+            ("2  Train", 460, ["5"]),
+            ("3  What came out", 520, [("6", 360), ("7", 270)]),
+        ],
+        "titles": {"3": "Reward: what is trained for", "4": "Judge: only watches", "6": "Before and after",
                    "7": "Chart"},
-        "notes": [(40, 984, 320, 230,
-                   "**Press Run.** A tiny model that comes with RLR learns to draw what its captions say, "
-                   "in a few minutes on a CPU.\n\nIt is trained for the *reward*; the *judge* checks the "
-                   "pictures of captions that training never sees.\n\nCancel and Run again: it goes on. "
-                   "Raise *steps* and it goes on, too.")],
+    },
+    "rlr-first-lora": {
+        "gap": WIDE_GAP,
+        "columns": [
+            ("1  What to learn", 320, [
+                "1", ("2", 220), "3",
+                note("**Choose your checkpoint and press Run.** Stable Diffusion 1, 2 or XL; no other file "
+                     "is needed.\n\n*auto* trains for saturated colors, which is soon seen. Then choose what "
+                     f"you want in *Reward*: some need a file and say which.\n\n{PLAIN}", 210),
+            ]),
+            ("2  Train", 460, ["4"]),
+            ("3  What came out", 480, [("6", 480), "5"]),
+        ],
+        "titles": {"3": "Reward: what is trained for", "6": "Before and after"},
     },
     "rlr-rate": {
-        "nodes": {
-            "1": (40, 60, 320, 90), "2": (40, 210, 320, 190), "4": (40, 460, 320, 202),
-            "3": (420, 60, 640, 860), "7": (420, 980, 640, 310), "5": (1120, 60, 460, 1290),
-            "6": (1640, 60, 560, 560),
-        },
-        "titles": {"3": "Rate: you are the reward", "4": "Judge: not trained for", "6": "Before and after",
+        "columns": [
+            ("1  What to learn", 300, [
+                "1", ("2", 150), "4",
+                note("**Press Run.** Sixteen pictures appear in *Rate*. Mark those you like with a click and "
+                     "those you do not with two: on the left, large. Press **Next**: the model learns your "
+                     "taste, makes new pictures and asks again.\n\nTwo or three rounds are enough to see it. "
+                     "Clicks are stored at once: nothing is lost by a reload, a restart or Cancel.\n\n"
+                     "*steps* is the number of rounds. If the pictures fall apart, connect RLR Train "
+                     "Settings and set *learning rate* to 0.001.", 290),
+            ]),
+            ("2  You rate", 470, [("3", 760)]),
+            ("3  Train", 400, ["5"]),
+            ("4  What came out", 330, [("6", 330), "7"]),
+        ],
+        "titles": {"3": "Rate: you are the reward", "4": "Judge: only watches", "6": "Before and after",
                    "7": "Method: many steps on each round"},
-        "notes": [(40, 722, 320, 330,
-                   "**Press Run.** Sixteen pictures appear in *Rate*. Mark those you like with a click "
-                   "and those you do not with two, by whatever taste you have: on the left, large. Press "
-                   "**Next**: the model learns your taste, makes new pictures and asks again.\n\nTwo or "
-                   "three rounds are enough to see it. Clicks are stored at once: reload the page, restart "
-                   "ComfyUI, press Cancel, nothing is lost.\n\n*steps* is the number of rounds: raise it to "
-                   "be asked again. If the pictures fall apart, lower *learning_rate*.")],
     },
     "rlr-sd15-aesthetic": {
-        "nodes": {
-            "1": (40, 60, 340, 90), "2": (40, 210, 340, 260), "3": (40, 530, 340, 202),
-            "4": (40, 792, 340, 202), "5": (440, 60, 460, 1290), "6": (960, 60, 340, 90),
-            "7": (960, 210, 340, 110), "8": (960, 380, 340, 200), "9": (960, 640, 340, 120),
-            "10": (960, 820, 340, 100), "11": (960, 980, 340, 110), "12": (1360, 60, 300, 270),
-            "13": (1360, 590, 300, 270), "14": (1360, 390, 300, 60), "15": (1360, 920, 300, 60),
-            "16": (1720, 60, 420, 470), "17": (1720, 590, 420, 470), "18": (960, 1150, 1180, 420),
-        },
+        "columns": [
+            ("1  What to learn", 270, ["1", ("2", 170), "3", "4"]),
+            ("2  Train", 380, ["5", "6"]),
+            ("3  Use it", 260, ["7", "8", ("9", 90), ("10", 80), "11"]),
+            (None, 260, ["12", "14", "13", "15"]),
+            ("4  Look", 300, [
+                ("16", 250), ("17", 250), note(SD15_FILES + AESTHETIC_FILES + f"\n\n{PLAIN}", 220),
+            ]),
+        ],
         "titles": {"3": "Reward: aesthetic", "4": "Judge: CLIP score", "12": "KSampler, without the LoRA",
                    "13": "KSampler, with the LoRA", "16": "Without", "17": "With the LoRA",
-                   "9": "Prompt", "10": "Negative prompt", "18": "Before and after, as training saw it"},
-        "notes": [(40, 1054, 340, 300, SD15_FILES + AESTHETIC_FILES)],
+                   "9": "Prompt", "10": "Negative prompt"},
     },
     "rlr-score-and-pick": {
-        "nodes": {
-            "1": (40, 60, 340, 110), "2": (440, 60, 340, 120), "3": (440, 240, 340, 100),
-            "4": (440, 400, 340, 110), "5": (840, 60, 300, 270), "6": (840, 390, 300, 60),
-            "7": (840, 510, 300, 202), "8": (1200, 60, 340, 340), "9": (1600, 60, 420, 470),
-            "10": (1600, 590, 420, 470),
-        },
+        "columns": [
+            ("1  Make pictures", 300, [
+                "1", ("2", 100), ("3", 90), "4", note(SD15_FILES + AESTHETIC_FILES, 260),
+            ]),
+            (None, 280, ["5", "6"]),
+            ("2  Score them", 360, ["7", ("8", 420)]),
+            ("3  Pick", 420, [("9", 360), ("10", 360)]),
+        ],
         "titles": {"2": "Prompt", "3": "Negative prompt", "9": "All, best first", "10": "The best is saved"},
-        "notes": [(40, 230, 340, 300, SD15_FILES + AESTHETIC_FILES)],
     },
     "rlr-dcot": {
-        "nodes": {
-            "1": (40, 60, 360, 90), "2": (40, 210, 360, 520), "3": (40, 790, 360, 202),
-            "4": (40, 1052, 360, 202), "5": (460, 60, 460, 1290), "6": (980, 60, 340, 318),
-            "7": (1380, 60, 640, 560), "8": (1380, 680, 640, 560),
-        },
-        "titles": {"3": "Reward: asked about the fine prompt", "4": "Judge", "7": "Samples with the LoRA",
-                   "8": "Before and after"},
-        "notes": [(980, 438, 340, 240,
-                   "**Prompts in stages.** The first fifth of the steps gets the *coarse* prompt, "
-                   "which sets the layout; the rest gets the *fine* one.\n\nLines with the same number "
-                   "belong together. *middle* makes a third stage.")],
+        "columns": [
+            ("1  What to learn", 300, [
+                "1", ("2", 320), "3", "4",
+                note("**Prompts in stages.** The first fifth of the steps gets the *coarse* prompt, which "
+                     "sets the layout; the rest gets the *fine* one.\n\nLines with the same number belong "
+                     "together. *middle* makes a third stage.", 130),
+            ]),
+            ("2  Train", 440, ["5"]),
+            ("3  What came out", 440, ["6", ("7", 210), ("8", 210)]),
+        ],
+        "titles": {"3": "Reward: sees the fine prompt", "4": "Judge: only watches",
+                   "7": "Samples with the LoRA", "8": "Before and after"},
     },
     "rlr-compare-methods": {
-        "nodes": {
-            "1": (40, 60, 320, 90), "2": (40, 210, 320, 190), "3": (40, 460, 320, 202),
-            "4": (40, 722, 320, 202), "5": (420, 60, 340, 394), "6": (420, 1410, 340, 394),
-            "7": (820, 60, 460, 1290), "8": (820, 1410, 460, 1290), "9": (1340, 60, 340, 320),
-            "10": (1340, 1410, 340, 320), "11": (1740, 60, 660, 760), "12": (1740, 1410, 660, 760),
-        },
+        "columns": [
+            ("1  The same for both", 270, [
+                "1", ("2", 150), "3", "4",
+                note("**Two methods, everything else equal.** Compare the *judge*, and the seconds in the "
+                     "reports: methods differ in what an update costs.", 150),
+            ]),
+            ("2  Two methods", 240, ["5", "6"]),
+            ("3  Train with both", 330, ["7"]),
+            (None, 330, ["8"]),
+            ("4  Compare", 310, [("9", 330), ("10", 330)]),
+        ],
         "titles": {"5": "Method: adaptive", "6": "Method: rlr (the paper)", "7": "Train with adaptive",
-                   "8": "Train with rlr", "11": "adaptive", "12": "rlr"},
-        "notes": [(40, 984, 320, 160,
-                   "**Two methods, everything else equal.** Compare the *judge*, and the seconds in the "
-                   "reports: methods differ in what an update costs.")],
+                   "8": "Train with rlr", "9": "Report: adaptive", "10": "Report: rlr",
+                   "3": "Reward: what is trained for", "4": "Judge: only watches"},
     },
 }  # fmt: skip
 
@@ -177,7 +215,7 @@ NATIVE_FILES = {
     ),
 }
 NATIVE_REMARKS = {
-    "rlr-sdxl": "Pictures of 1024 x 1024; with *gradient_checkpointing* and *micro_batch* 1 as here.",
+    "rlr-sdxl": "Pictures of 1024 x 1024, one at a time.",
     "rlr-z-image-turbo": "A turbo model, as its file's name says: left at 0, *sampler_steps* is 8 and "
     "*guidance* 1.",
     "rlr-qwen-image": "The fp8 file is trained as it is; what does not fit on the GPU stays in RAM.",
@@ -186,27 +224,32 @@ NATIVE_REMARKS = {
 }
 
 
+def _id(item: str | tuple[str, int]) -> str:
+    """The node of a place in a column."""
+    return item if isinstance(item, str) else item[0]
+
+
 def _native(name: str) -> dict[str, Any]:
     """Where the nodes of a workflow on ComfyUI's own models lie."""
-    nodes = {
-        "1": (40, 60, 340, 110), "2": (40, 230, 340, 110), "3": (40, 400, 340, 60), "4": (40, 520, 340, 170),
-        "18": (40, 750, 340, 60), "5": (440, 60, 340, 200), "6": (440, 320, 340, 260),
-        "7": (440, 640, 340, 202), "8": (440, 902, 340, 202), "9": (840, 60, 460, 1290),
-        "10": (1360, 60, 340, 90), "11": (1360, 210, 340, 120), "12": (1360, 390, 340, 100),
-        "13": (1360, 550, 340, 290), "14": (1360, 900, 340, 290), "15": (1360, 1250, 340, 60),
-        "16": (1360, 1370, 340, 60), "17": (1760, 60, 420, 470), "19": (1760, 590, 420, 470),
-        "20": (1760, 1120, 420, 470),
-    }  # fmt: skip
     golden = json.loads((HERE / "golden" / f"{name}.json").read_text(encoding="utf-8"))
-    text = f"{HEAD}{NATIVE_FILES[name]}{AESTHETIC_FILES}\n\n{NATIVE_REMARKS[name]}"
+    text = f"{HEAD}{NATIVE_FILES[name]}{AESTHETIC_FILES}\n\n{NATIVE_REMARKS[name]} {PLAIN}"
+    columns = [
+        ("1  Your model", 270, ["1", "2", "3", "4", "18", "5"]),
+        ("2  What to learn", 270, [("6", 170), "7", "8", note(text, 230)]),
+        ("3  Train", 380, ["9", "10"]),
+        ("4  Use it", 270, [("11", 80), ("12", 80), "13", "14"]),
+        (None, 270, ["15", ("17", 300), "16", ("19", 300)]),
+    ]
     return {
-        "nodes": {number: place for number, place in nodes.items() if number in golden},
+        "columns": [
+            (title, width, [item for item in items if isinstance(item, dict) or _id(item) in golden])
+            for title, width, items in columns
+        ],
         "titles": {
             "7": "Reward: aesthetic", "8": "Judge: CLIP score", "11": "Prompt", "12": "Negative prompt",
             "13": "KSampler, without the LoRA", "14": "KSampler, with the LoRA", "17": "Without",
-            "19": "With the LoRA", "20": "Before and after, as training saw it",
+            "19": "With the LoRA",
         },
-        "notes": [(40, 870, 340, 480, text)],
     }  # fmt: skip
 
 
@@ -215,25 +258,41 @@ LAYOUT |= {name: _native(name) for name in NATIVE_FILES}
 INPUTS = re.compile(r"(<!-- inputs -->\n).*?(<!-- end of inputs -->)", re.DOTALL)
 """The part of a help page that is written from the tooltips."""
 
-ARRANGE = """([layout]) => {
-  const graph = window.app.graph;
-  for (const [id, [x, y, w, h]] of Object.entries(layout.nodes)) {
-    const node = graph.getNodeById(Number(id)) ?? graph.getNodeById(id);
-    node.pos = [x, y];
-    const least = node.computeSize();
-    node.setSize([Math.max(w, 10), Math.max(h, least[1])]);
-    if (layout.titles[id]) node.title = layout.titles[id];
-  }
-  for (const [x, y, w, h, text] of layout.notes) {
-    const note = LiteGraph.createNode("MarkdownNote");
-    graph.add(note);
-    note.pos = [x, y];
-    note.setSize([w, h]);
-    note.widgets[0].value = text;
+ARRANGE = """([{ columns, titles, gap }, color]) => {
+  const graph = window.app.graph, groups = [];
+  const [margin, head, between] = [14, 76, 42];  // of a group: around it, above its nodes; between columns
+  let x = 40;
+  for (const [title, width, items] of columns) {
+    let y = head;
+    for (const item of items) {
+      const [id, high] = Array.isArray(item) ? item : [item, item.height ?? 0];
+      let node = graph.getNodeById(Number(id)) ?? graph.getNodeById(id);
+      if (item.note) {
+        node = LiteGraph.createNode("MarkdownNote");
+        graph.add(node);
+        node.widgets[0].value = item.note;
+      }
+      node.pos = [x, y];
+      node.setSize([width, item.note ? high : Math.max(high, Math.round(node.computeSize()[1]))]);
+      if (titles[id]) node.title = titles[id];
+      y += node.size[1] + gap;
+    }
+    const bounding = [x - margin, 0, width + 2 * margin, y - gap + margin];
+    if (title !== null) {
+      groups.push({ id: groups.length + 1, title, bounding, color, font_size: 22, flags: {} });
+    } else {
+      const own = groups.at(-1).bounding;
+      own[2] = x + width + margin - own[0];
+      own[3] = Math.max(own[3], bounding[3]);
+    }
+    x += width + between;
   }
   for (const node of graph.nodes)
     for (const w of node.widgets ?? []) if (w.name === "control_after_generate") w.value = "fixed";
+  const high = Math.max(...groups.map((group) => group.bounding[3]));
+  for (const group of groups) group.bounding[3] = high;
   const data = graph.serialize();
+  data.groups = groups;
   data.extra = {};
   return JSON.parse(JSON.stringify(data));  // without what is undefined, which would arrive as null
 }"""
@@ -258,11 +317,23 @@ def main(names: list[str]) -> None:
             for name in names or LAYOUT:
                 prompt = json.loads((HERE / "golden" / f"{name}.json").read_text(encoding="utf-8"))
                 load_api(page, prompt, name)
-                workflow = page.evaluate(ARRANGE, [LAYOUT[name]])
+                workflow = page.evaluate(ARRANGE, [{"gap": GAP} | LAYOUT[name], COLOR])
                 assert as_prompt(page) == prompt, name
                 workflow["id"] = stable_id(name)
                 dump(workflow, ROOT / "workflows" / f"{name}.json")
-                print(f"{name}: {len(workflow['nodes'])} nodes")
+                x, y, wide, high = bounds(workflow)
+                print(f"{name}: {len(workflow['nodes'])} nodes, {wide:.0f} x {high:.0f}")
+
+
+def bounds(workflow: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Left, top, width and height of what nodes and groups cover."""
+    boxes = [
+        (x, y - 30, x + w, y + h) for n in workflow["nodes"] for (x, y), (w, h) in [(n["pos"], n["size"])]
+    ]
+    boxes += [(x, y, x + w, y + h) for g in workflow["groups"] for x, y, w, h in [g["bounding"]]]
+    left, top = (min(box[side] for box in boxes) for side in (0, 1))
+    right, bottom = (max(box[side] for box in boxes) for side in (2, 3))
+    return left, top, right - left, bottom - top
 
 
 def touch_models(base: Path) -> None:
@@ -316,7 +387,7 @@ def locale(object_info: dict[str, Any]) -> dict[str, Any]:
             "display_name": info["display_name"],
             "description": info["description"],
             "inputs": {
-                key: {"name": key, "tooltip": what[1]["tooltip"]}
+                key: {"name": what[1].get("display_name", key), "tooltip": what[1]["tooltip"]}
                 for group in ("required", "optional")
                 for key in info["input_order"].get(group, [])
                 for what in [inputs[key]]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from browser import (
     chromium,
     fit,
     load,
+    load_api,
     nodes_with_errors,
     open_page,
     page_on,
@@ -35,12 +38,27 @@ FRONT_ENDS = [path for path in os.environ.get("COMFYUI_FRONT_ENDS", "").split(os
 VIEW = """() => {
   const strips = [...document.querySelectorAll(".rlr-live-view")];
   return strips.map((view) => ({
+    counter: view.querySelector(".rlr-counter").textContent,
     status: view.querySelector(".rlr-status").textContent,
+    clock: view.querySelector(".rlr-clock").textContent,
+    charts: [...view.querySelectorAll(".rlr-chart")].map((chart) => chart.firstChild.textContent),
+    hidden: [...view.querySelectorAll(".rlr-status")].some((e) => e.scrollHeight > e.clientHeight + 1),
     lines: [...view.querySelectorAll("polyline")].map((line) => line.dataset.series)
       .filter((name) => !name.includes(" ")).sort(),
     samples: view.querySelectorAll(".rlr-strip img").length,
     height: view.getBoundingClientRect().height,
   }));
+}"""
+SERIES = ["distance", "held_out", "judge", "reward"]
+TEXTS = """() => [
+  [...document.querySelectorAll(".rlr-text")].map((e) => e.innerText),
+  [...document.querySelectorAll(".rlr-text figure")].filter((e) => e.querySelector("img").naturalWidth > 0)
+    .map((e) => e.innerText.trim()),
+]"""
+PICTURES_IN_TRAIN = """() => {
+  const node = window.app.graph.nodes.find((n) => n.type === "RLR_Train");
+  const vue = [...document.querySelectorAll(`.lg-node[data-node-id="${node.id}"] img`)];
+  return (node.imgs?.length ?? 0) + vue.filter((image) => !image.closest(".rlr-live-view")).length;
 }"""
 STATES = """async () => {
   const { runs } = await (await fetch("/rlr/runs")).json();
@@ -61,9 +79,26 @@ OPEN = """() => {
 }"""
 SET = """(values) => {
   const all = (graph) => graph.nodes.flatMap((n) => (n.subgraph ? [n, ...all(n.subgraph)] : [n]));
-  for (const node of all(window.app.rootGraph ?? window.app.graph))
-    for (const [name, value] of Object.entries(values[node.type] ?? {}))
-      for (const widget of node.widgets ?? []) if (widget.name === name) widget.value = value;
+  const root = window.app.rootGraph ?? window.app.graph;
+  for (const node of all(root)) {
+    const further = {};
+    for (const [name, value] of Object.entries(values[node.type] ?? {})) {
+      const widget = (node.widgets ?? []).find((one) => one.name === name);
+      if (widget) widget.value = value;
+      else further[name] = value;
+    }
+    if (node.type !== "RLR_Train" || !Object.keys(further).length) continue;
+    const slot = node.findInputSlot("settings");
+    let settings = node.getInputNode(slot);
+    if (!settings) {
+      settings = window.LiteGraph.createNode("RLR_TrainSettings");
+      node.graph.add(settings);
+      settings.pos = [node.pos[0], node.pos[1] + node.size[1] + 60];
+      settings.connect(0, node, slot);
+    }
+    for (const [name, value] of Object.entries(further))
+      settings.widgets.find((one) => one.name === name).value = value;
+  }
 }"""
 TINY = {
     "RLR_LoadCheckpoint": {"checkpoint": "diffusers: tiny"},
@@ -148,7 +183,7 @@ def test_the_demo_opens_from_the_templates_browser(page):
     if not page.evaluate("async () => (await fetch('/templates/index.json')).ok"):
         pytest.skip("this Python has the templates of another ComfyUI, and the browser waits for its own")
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.get_by_text(PACK).first.click()
+    page.get_by_text(f"{PACK}: train on a reward").first.click()  # of locales/en/main.json
     page.locator('img[alt="rlr-demo"]').first.click()
     for _ in range(60):
         types = page.evaluate("() => window.app.graph.nodes.map((node) => node.type)")
@@ -164,9 +199,13 @@ def test_the_demo_runs_and_its_view_shows_it_also_after_a_reload(page, server):
     page.evaluate(REWARDS)
     assert queue_and_wait(page)["kind"] == "execution_success"
     view = finished_view(page)
-    assert view["lines"] == ["judge", "kl", "reward"] and view["samples"] == 3
-    assert "update 2 of 2. Finished." in view["status"]
+    assert view["lines"] == SERIES and view["samples"] == 3
+    assert view["counter"] == "Step 2 of 2" and "Finished." in view["status"]
+    reward, judge, distance = view["charts"]  # held-out figures, before and now
+    assert re.fullmatch(r"reward \S+ \u2192 \S+", reward) and re.fullmatch(r"judge \S+ \u2192 \S+", judge)
+    assert re.fullmatch(r"distance \S+", distance)
     assert view["height"] > 20
+    assert page.evaluate(PICTURES_IN_TRAIN) == 0, "its pictures are in the view already"
     page.wait_for_timeout(1500)
     assert page.evaluate(PREVIEWS) == 0, "the last preview stays in front of the final pictures"
     picture(page, "demo-after")
@@ -207,8 +246,59 @@ def test_the_view_is_right_inside_a_subgraph(page):
     assert queue_and_wait(page)["kind"] == "execution_success"
     page.evaluate(OPEN)
     view = finished_view(page)
-    assert view["lines"] == ["judge", "kl", "reward"] and view["samples"] == 3
+    assert view["lines"] == SERIES and view["samples"] == 3
     picture(page, "subgraph")
+
+
+def test_a_run_over_the_api_is_in_no_pages_node(page, server):
+    fresh = workflow("rlr-demo") | {"id": str(uuid.uuid4())}  # no run of an earlier test is shown again
+    load(page, fresh, "rlr-demo")
+    page.evaluate(SET, TINY | {"RLR_Train": SHORT | {"run_name": f"api_{page.vue}"}})
+    page.evaluate(REWARDS)
+    server.run(as_prompt(page))  # the same nodes, of the same numbers
+    assert (f"api_{page.vue}") in [run["run"] for run in server.get("/rlr/runs")["runs"]]
+    page.wait_for_timeout(1000)
+    (view,) = page.evaluate(VIEW)
+    assert view["counter"] == "" and view["lines"] == [] and view["samples"] == 0
+    open_page(page, server)
+    load(page, fresh, "rlr-demo")
+    assert page.evaluate(VIEW)[0]["lines"] == []
+
+
+def test_the_whole_sentence_of_an_error_is_visible(page):
+    load(page, workflow("rlr-demo"), "rlr-demo")
+    prompts = {"RLR_Prompts": {"file": "none: the text below", "text": "a photo of a cat\na photo of a dog"}}
+    page.evaluate(SET, prompts | {"RLR_Train": SHORT | {"run_name": f"wrong_{page.vue}"}})
+    assert queue_and_wait(page)["kind"] == "execution_error"
+    page.wait_for_timeout(1000)
+    (view,) = page.evaluate(VIEW)
+    assert "a photo of a cat" in view["status"] and view["status"].endswith(".")
+    assert len(view["status"]) > 120 and not view["hidden"], view
+    page.keyboard.press("Escape")
+    picture(page, "error")
+
+
+def test_reports_and_scores_are_to_be_read_in_their_nodes(page):
+    nodes = {
+        "1": {
+            "class_type": "EmptyImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": 3, "color": 8421504},
+        },
+        "2": {"class_type": "RLR_Reward", "inputs": {"reward": "brightness"}},
+        "3": {
+            "class_type": "RLR_ScoreImages",
+            "inputs": {"images": ["1", 0], "reward": ["2", 0], "prompt": ""},
+        },
+        "4": {"class_type": "RLR_TrainingReport", "inputs": {"run_folder": f"page_{page.vue}"}},
+    }
+    load_api(page, nodes)
+    assert queue_and_wait(page)["kind"] == "execution_success"
+    page.wait_for_timeout(1000)
+    texts, pictures = page.evaluate(TEXTS)
+    assert any("brightness, mean 0.50" in text for text in texts)
+    assert any("2 of 2 updates, finished" in text for text in texts)
+    assert pictures == ["0.502"] * 3
+    picture(page, "texts")
 
 
 def test_a_help_page_is_served(server):

@@ -19,7 +19,7 @@ TRIES = 20
 def test_twenty_cancels_of_the_demo_each_followed_by_a_bit_equal_resume(tmp_path):
     prompt = changed(
         golden("rlr-demo"), steps=5, evaluate_every=2, evaluation_samples=16, batch=8, micro_batch=8,
-        stop_when_judge_drops=False,
+        stop_when_judge_drops="off",
     )  # fmt: skip
     moments, waits = random.Random(1), []
     base = make_base(tmp_path / "base")

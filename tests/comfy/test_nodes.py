@@ -10,24 +10,14 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-TINY = "diffusers: tiny"
 TRAIN = {
     "steps": 2, "batch": 4, "samples_per_prompt": 2, "sampler_steps": 3, "guidance": 2.0, "rank": 2,
     "evaluate_every": 1, "evaluation_samples": 4,
 }  # fmt: skip
 
 
-@pytest.fixture
-def sockets_of(run):
-    """model, prompts and reward for RLR Train."""
-    (model,) = run("RLR_LoadCheckpoint", checkpoint=TINY)
-    (prompts,) = run("RLR_Prompts", text="a red circle\na blue square\na cat\na dog", held_out=0.5)
-    (reward,) = run("RLR_Reward", reward="brightness")
-    return {"model": model, "prompts": prompts, "reward": reward}
-
-
 def test_every_node_explains_itself(pack):
-    assert len(pack) == 15
+    assert len(pack) == 16
     for node in pack.values():
         schema = node.GET_SCHEMA()
         assert schema.category == "RLR" and schema.display_name.startswith("RLR ") and schema.description
@@ -58,12 +48,19 @@ def test_rare_inputs_are_advanced_where_the_version_knows_it(pack):
     from comfy_api.latest import io
 
     knows = "advanced" in inspect.signature(io.Int.Input.__init__).parameters
-    inputs = {i.id: i for i in pack["RLR_Train"].GET_SCHEMA().inputs}
-    assert getattr(inputs["micro_batch"], "advanced", None) is (True if knows else None)
-    assert not getattr(inputs["steps"], "advanced", None)
+    inputs = {i.id: i for i in pack["RLR_Method"].GET_SCHEMA().inputs}
+    assert getattr(inputs["advantage"], "advanced", None) is (True if knows else None)
+    assert not getattr(inputs["kl_weight"], "advanced", None)
 
 
-@pytest.mark.parametrize("node", ["train", "method", "sample"])
+def test_rlr_train_shows_eight_widgets(pack):
+    from comfy_api.latest import io
+
+    shown = [i.id for i in pack["RLR_Train"].GET_SCHEMA().inputs if isinstance(i, io.WidgetInput)]
+    assert shown == ["steps", "batch", "size", "sampler_steps", "guidance", "seed", "run_name", "mode"]
+
+
+@pytest.mark.parametrize("node", ["train", "train_settings", "method", "sample"])
 def test_inputs_that_are_settings_are_made_from_their_fields(pack, node):
     import sys
 
@@ -71,26 +68,31 @@ def test_inputs_that_are_settings_are_made_from_their_fields(pack, node):
 
     known = {setting.key: setting for setting in TrainConfig.settings()}
     table = sys.modules[f"custom_nodes_ComfyUI-RLR.nodes.{node}"].SETTINGS
-    inputs = {i.id: i for i in pack[f"RLR_{node.title()}"].GET_SCHEMA().inputs}
+    inputs = {i.id: i for i in pack[f"RLR_{node.title().replace('_', '')}"].GET_SCHEMA().inputs}
     otherwise = {
-        ("train", "evaluation_samples"): 16,
         ("sample", "eta"): 0.0,
         ("train", "sampler_steps"): 0,
         ("train", "guidance"): 0.0,
         ("sample", "steps"): 0,
         ("sample", "guidance"): 0.0,
     }  # what a node has its reasons for: the last four are then the model's
+    if node == "train_settings":
+        widgets = sys.modules["custom_nodes_ComfyUI-RLR.nodes.train_settings"].WIDGETS
+        otherwise |= {(node, w.name): w.left_alone for w in widgets if w.left_alone is not None}
     for name, key in table.items():
         setting, made = known[key], inputs[name]
         assert setting.help[1:].rstrip(".") in made.tooltip
         default = otherwise.get((node, name), setting.default)
         left_open = "" if setting.types[0] is str else 0
         assert made.default == (default if default is not None else left_open)
-        if setting.choices:
+        if made.default == "auto":
+            assert made.options == ["auto", "on", "off"]
+        elif setting.choices:
             assert made.options == list(setting.choices)
         elif setting.types[0] in (int, float):
             assert made.max <= (setting.high or made.max)
-            assert setting.low is None or setting.low <= (made.min or setting.low)
+            least = made.min if made.min not in (-1, 0) else setting.low  # which stand for "left alone"
+            assert setting.low is None or setting.low <= least
 
 
 def test_inputs_left_open_and_numbers_arrive_as_settings(pack):
@@ -154,28 +156,31 @@ def test_other_settings_and_restart_never_touch_an_earlier_run(run, sockets_of):
     assert run("RLR_Train", run_name="beside", **sockets_of, **TRAIN | {"rank": 3})[4] == other
 
 
-@pytest.mark.parametrize("after", [1, 20, 45, 70])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
 def test_cancel_keeps_state_and_lora_and_the_resumed_run_is_bit_equal(
-    run, sockets_of, monkeypatch, base, after
+    run, sockets_of, monkeypatch, base, share
 ):
+    """share: of the times that a run asks whether Cancel was pressed."""
     from comfy import model_management
 
-    whole = run("RLR_Train", run_name="whole", **sockets_of, **TRAIN)[0]
-    check, calls = model_management.throw_exception_if_processing_interrupted, []
+    check, calls, last = model_management.throw_exception_if_processing_interrupted, [], 0
 
     def cancel_once():
         calls.append(None)
-        if len(calls) == after:
+        if len(calls) == last:
             model_management.interrupt_current_processing()
         check()
 
-    name = f"cancelled_{after}"
+    name = f"cancelled_{share}"
     with monkeypatch.context() as patched:
         patched.setattr(model_management, "throw_exception_if_processing_interrupted", cancel_once)
+        whole = run("RLR_Train", run_name=f"whole_{share}", **sockets_of, **TRAIN)[0]
+        last = max(1, round(share * len(calls)))
+        calls.clear()
         with pytest.raises(model_management.InterruptProcessingException):
             run("RLR_Train", run_name=name, **sockets_of, **TRAIN)
     folder = base / "output/rlr" / name
-    if after > 1:
+    if share:
         assert (folder / "lora.safetensors").is_file() and (folder / "state/state.safetensors").is_file()
     resumed = run("RLR_Train", run_name=name, **sockets_of, **TRAIN)[0]
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
@@ -195,7 +200,7 @@ def test_out_of_memory_saves_the_state_and_says_what_to_lower(run, sockets_of, m
 
     monkeypatch.setattr(Chain, "mean", full)
     with pytest.raises(UserError, match=r"micro_batch to 2 .*gradient_checkpointing on"):
-        run("RLR_Train", run_name="oom", **sockets_of, **TRAIN)
+        run("RLR_Train", run_name="oom", **sockets_of, **TRAIN, gradient_checkpointing="off")
     assert (base / "output/rlr/oom/state/state.safetensors").is_file()
     monkeypatch.undo()
     assert run("RLR_Train", run_name="oom", **sockets_of, **TRAIN | {"micro_batch": 2})[4].endswith("oom")
@@ -320,6 +325,12 @@ def test_prompts_come_from_a_file_and_a_part_is_held_out(run, base):
     assert set(prompts.training) | set(prompts.held_out) == {"one", "two", "three", "four"}
 
 
+def test_prompts_for_readable_text_come_along(run):
+    (prompts,) = run("RLR_Prompts", file="readable text (built in)")
+    assert len(prompts.training) == 40 and len(prompts.held_out) == 16
+    assert all('"' in prompt for prompt in prompts.training) and not prompts.untouched
+
+
 def test_a_method_keeps_only_its_own_settings(run):
     from rlr_core.config import MethodConfig
 
@@ -355,6 +366,7 @@ def test_the_live_view_is_kept_for_pages_that_are_loaded_again(run, sockets_of, 
     view = live.known_runs()[-1]
     assert view["node"] == "5" and view["state"] == "finished" and view["run"] == "viewed"
     assert [point["step"] for point in view["points"]] == [0, 1, 2]
-    assert {"reward", "judge", "kl"} <= set(view["points"][-1])
+    assert {"reward", "held_out", "judge", "distance"} <= set(view["points"][-1])
+    assert view["points"][0]["distance"] == 0 and view["steps"] == view["step"] == 2
     assert [sample["step"] for sample in view["samples"]] == [0, 1, 2]
     assert all(len(sample["image"]) < 40_000 for sample in view["samples"])

@@ -97,7 +97,9 @@ def test_a_form_of_another_site_is_refused(server):
 
 
 def test_the_page_learns_which_inputs_a_method_reads(server):
-    methods = server.get("/rlr/methods")["methods"]
+    asked = server.get("/rlr/inputs")["RLR_Method"]
+    assert asked["widget"] == "method"
+    methods = asked["inputs"]
     node = server.get("/object_info")["RLR_Method"]
     kind, *extra = node["input"]["required"]["method"]
     assert list(methods) == (kind if isinstance(kind, list) else extra[0]["options"])

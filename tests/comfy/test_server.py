@@ -23,7 +23,7 @@ RUNNABLE = [
 test_rating_server.py run the others."""
 SHORT = {
     "steps": 2, "batch": 4, "samples_per_prompt": 2, "sampler_steps": 3, "rank": 2, "evaluate_every": 1,
-    "evaluation_samples": 4, "micro_batch": 4, "decode_batch": 4, "stop_when_judge_drops": False,
+    "evaluation_samples": 4, "micro_batch": 4, "decode_batch": 4, "stop_when_judge_drops": "off",
 }  # fmt: skip
 
 
@@ -47,8 +47,8 @@ def on_tiny_models(prompt: dict) -> dict:
             inputs["width"] = inputs["height"] = 128
         if node["class_type"] in ("KSampler", "RLR_Sample"):
             inputs["steps"] = 2
-        if node["class_type"] == "RLR_Train" and prompt["1"]["inputs"]["checkpoint"].startswith("v1-5"):
-            inputs["width"] = inputs["height"] = 64
+    if str(prompt["1"]["inputs"].get("checkpoint")).startswith("v1-5"):
+        prompt = changed(prompt, width=64, height=64)
     return prompt
 
 
@@ -91,7 +91,7 @@ def server(base):
 
 def test_all_nodes_are_there(server):
     nodes = {name for name in server.get("/object_info") if name.startswith("RLR_")}
-    assert len(nodes) == 15
+    assert len(nodes) == 16
     line = next(line for line in server.text().splitlines() if line.rstrip().endswith(f"custom_nodes/{PACK}"))
     print(line)
     assert "FAILED" not in line
@@ -165,7 +165,7 @@ def test_cancel_then_queue_again_goes_on_and_ends_like_an_uncancelled_run(server
     ("node", "name", "value"),
     [
         ("5", "run_name", "../../evil"), ("5", "run_name", "/evil"), ("5", "steps", 10**9),
-        ("5", "width", 10**6), ("1", "checkpoint", "../../../etc/passwd"), ("2", "file", "../../etc/passwd"),
+        ("5", "batch", 10**6), ("1", "checkpoint", "../../../etc/passwd"), ("2", "file", "../../etc/passwd"),
         ("3", "weights", "/etc/passwd"), ("5", "mode", "__import__('os')"),
     ],
 )  # fmt: skip

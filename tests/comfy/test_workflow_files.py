@@ -42,8 +42,9 @@ def parts(path: Path) -> tuple[dict, dict, dict]:
 
 def test_every_workflow_has_its_golden_file_and_picture():
     assert [path.stem for path in WORKFLOWS] == [
-        "rlr-compare-methods", "rlr-dcot", "rlr-demo", "rlr-flux2-klein", "rlr-qwen-image", "rlr-rate",
-        "rlr-score-and-pick", "rlr-sd15-aesthetic", "rlr-sdxl", "rlr-wan-video", "rlr-z-image-turbo",
+        "rlr-compare-methods", "rlr-dcot", "rlr-demo", "rlr-first-lora", "rlr-flux2-klein",
+        "rlr-qwen-image", "rlr-rate", "rlr-score-and-pick", "rlr-sd15-aesthetic", "rlr-sdxl",
+        "rlr-wan-video", "rlr-z-image-turbo",
     ]  # fmt: skip
     for path in WORKFLOWS:
         assert (HERE / "golden" / path.name).is_file()
@@ -121,6 +122,15 @@ def test_no_node_lies_on_another(path):
             assert apart, (workflow["nodes"][i]["type"], (x, y), (left, top))
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_opens_readable_on_a_small_screen(path):
+    """The page fits what it opens into three quarters of itself, and draws no text below about 0.6."""
+    from make_workflows import bounds
+
+    *_, wide, high = bounds(json.loads(path.read_text(encoding="utf-8")))
+    assert min(0.75 * 1366 / wide, 0.73 * 768 / high) > 0.605
+
+
 def test_seeds_stay_what_they_are():
     """A seed that changes by itself would start a new run at every queueing."""
     for path in WORKFLOWS:
@@ -151,7 +161,7 @@ def test_the_pack_imports_where_there_is_no_comfyui(monkeypatch):
 
 def test_every_node_has_a_help_page_that_names_its_inputs():
     ours = {name: what for name, what in DEFINITIONS.items() if name.startswith("RLR_")}
-    assert len(ours) == 15
+    assert len(ours) == 16
     for name, definition in ours.items():
         page = (ROOT / "nodes/web/docs" / f"{name}.md").read_text(encoding="utf-8")
         for input_name, *_ in definition["inputs"]:
@@ -166,7 +176,14 @@ def test_tables_of_inputs_in_help_pages_say_what_the_tooltips_say():
     texts = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "nodes/web/docs").glob("*.md")}
     written = {name for name, page in pages.items() if INPUTS.search(page)}
-    assert written == {"RLR_Train", "RLR_Method", "RLR_Sample", "RLR_Rate", "RLR_Preferences"}
+    assert written == {
+        "RLR_Train",
+        "RLR_Method",
+        "RLR_Sample",
+        "RLR_Rate",
+        "RLR_Preferences",
+        "RLR_TrainSettings",
+    }
     for name in written:
         assert pages[name] == with_inputs(pages[name], texts[name]), name
         assert all(f"| {key} | " in pages[name] for key in texts[name]["inputs"])

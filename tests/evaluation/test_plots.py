@@ -51,12 +51,13 @@ def boxes(figure):
     return [(text.get_text(), text.get_window_extent()) for text in texts]
 
 
-def rows(updates, judge=True, kl=True):
-    found = [{"step": 0, "judge/mean": 0.5, "judge/low": 0.4, "judge/high": 0.6}] if judge else []
+def rows(updates, judge=True, distance=True):
+    first = {"step": 0, "judge/mean": 0.5, "judge/low": 0.4, "judge/high": 0.6}
+    found = [first | ({"distance": 0.0} if distance else {})] if judge else []
     for step in range(1, updates + 1):
         row = {"step": step, "reward/mean": step / 100, "reward/std": 0.1, "gradient/norm": None}
-        if kl:
-            row["kl"] = step / 1000
+        if distance and step % 5 == 0:
+            row["distance"] = step / 100
         if judge and step % 5 == 0:
             row |= {"judge/mean": 0.5 + step / 100, "judge/low": 0.4, "judge/high": 1.2}
         found.append(row)
@@ -73,11 +74,11 @@ def evaluation(count, size=(64, 64), prompts=PROMPTS, scores=None):
 
 
 @pytest.mark.parametrize(
-    ("updates", "judge", "kl", "panels"),
+    ("updates", "judge", "distance", "panels"),
     [(60, True, True, 3), (60, False, True, 2), (1, False, False, 1), (2, True, False, 2)],
 )
-def test_reward_plot_has_a_panel_for_all_that_was_measured(tmp_path, drawn, updates, judge, kl, panels):
-    plots.plot_reward(rows(updates, judge, kl), tmp_path / "reward.png", "demo", "judge")
+def test_reward_plot_has_a_panel_for_all_that_was_measured(tmp_path, drawn, updates, judge, distance, panels):
+    plots.plot_reward(rows(updates, judge, distance), tmp_path / "reward.png", "demo", "judge")
     assert len(drawn[0].axes) == panels
     with Image.open(tmp_path / "reward.png") as picture:
         assert picture.format == "PNG"
@@ -90,13 +91,13 @@ def test_reward_plot_of_nothing_says_so(tmp_path, drawn):
 
 def test_reward_plot_shows_the_means_and_the_intervals(tmp_path, drawn):
     plots.plot_reward(rows(20), tmp_path / "reward.png")
-    reward, judge, kl = drawn[0].axes
+    reward, judge, distance = drawn[0].axes
     dots = next(line for line in reward.lines if line.get_marker() == ".")
     assert dots.get_ydata().tolist() == [step / 100 for step in range(1, 21)]
     assert judge.lines[1].get_xdata().tolist() == [0, 5, 10, 15, 20]
     ends = judge.collections[0].get_segments()
     assert [end[:, 1].round(6).tolist() for end in ends] == [[0.4, 0.6]] + [[0.4, 1.2]] * 4
-    assert kl.get_ylim()[0] == 0
+    assert distance.get_ylim() == (0, 1.05)  # one that hardly moved looks so
 
 
 def test_titles_of_reward_plot_are_names_and_not_formulas(tmp_path, drawn):
@@ -105,7 +106,7 @@ def test_titles_of_reward_plot_are_names_and_not_formulas(tmp_path, drawn):
     assert titles == [
         "training reward: my $reward_{",
         "held-out judge: pick score",
-        "KL divergence to the base model",
+        "distance from the base model (1: other pictures)",
     ]
 
 
@@ -117,7 +118,7 @@ def test_nothing_of_reward_plot_overlaps_or_is_cut_off(tmp_path, drawn):
         for text, box in boxes(figure)
         if not text.replace(".", "").replace("\u2212", "").isdigit()
     ]
-    assert len(words) == 3 + 1 + 3 + 2 + 2  # titles, the axis, legends
+    assert len(words) == 3 + 1 + 3 + 2  # titles, the axis, legends
     assert_apart(figure, words)
 
 
@@ -141,9 +142,8 @@ def test_nothing_of_before_after_overlaps_or_is_cut_off(tmp_path, drawn, size, c
     figure = drawn[0]
     assert len(figure.axes) == 2 * count
     words = boxes(figure)
-    assert len(words) == 3 * count + 2 * -(
-        -count // 4
-    )  # caption and two scores each; before and after per row
+    # what it shows; caption and two scores each; before and after per row
+    assert len(words) == 1 + 3 * count + 2 * -(-count // 4)
     pictures = [("a picture", axes.get_window_extent()) for axes in figure.axes]
     assert_apart(figure, words + pictures)
 
@@ -158,6 +158,18 @@ def test_pictures_stand_before_over_after_under_their_prompt(tmp_path, drawn):
         assert (lower.images[0].get_array() == 255).all()
         assert upper.get_position().x0 == lower.get_position().x0
         assert upper.get_position().y0 > lower.get_position().y0
+
+
+def test_the_pairs_that_changed_most_come_first_and_the_title_says_so(tmp_path, drawn):
+    before, after = evaluation(6, scores=[0.0] * 6), evaluation(6, scores=[0.1, 0.0, -3.0, 1.0, 0.1, 0.0])
+    for place in range(6):
+        before.images[place] = after.images[place] = place / 10
+    after.images[4] += 0.2  # as much of a change to the judge as the first, and more to the eye
+    plots.plot_before_after(before, after, tmp_path / "ba.png", "judge", count=4)
+    shown = [axes.images[0].get_array()[0, 0, 0] for axes in drawn[0].axes[::2]]
+    assert shown == [round(255 * place / 10) for place in (2, 3, 4, 0)]
+    title = next(text for text, _ in boxes(drawn[0]) if text.startswith("Same prompts"))
+    assert "0 before, -0.3 after" in title.replace("\n", " ") and "Of 6 pairs" in title
 
 
 def test_tiny_pictures_keep_their_pixels_and_big_ones_are_averaged(tmp_path, drawn):

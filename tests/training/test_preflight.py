@@ -146,6 +146,15 @@ def test_measuring_changes_nothing_in_the_run(make, monkeypatch):
     assert left.metrics[-1]["evaluations/forward"] == right.metrics[-1]["evaluations/forward"]
 
 
+def test_nobody_is_asked_about_the_blank_picture_that_is_measured(tiny_sd_folder, make, tmp_path):
+    from rlr_core.rewards import load_reward
+
+    asked = []
+    person = load_reward("ratings", ask=lambda images, prompts: asked.append(len(prompts)) or [0.0])
+    parts = build(load_model(tiny_sd_folder, device="cpu"), person, make().config)
+    assert measure(parts).picture >= 0 and asked == []
+
+
 def test_what_memory_is_left_keeps_the_graphs_of_the_last_steps(make, monkeypatch):
     parts = make(micro_batch=2)
     needed = measure(parts).total(2, 1)

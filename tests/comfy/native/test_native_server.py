@@ -24,7 +24,7 @@ TRAIN = {
     "evaluation_samples": 4,
     "micro_batch": 4,
     "decode_batch": 4,
-    "stop_when_judge_drops": False,
+    "stop_when_judge_drops": "off",
     "learning_rate": 1e-2,
     "run_name": "native",
 }
@@ -43,9 +43,9 @@ def graph() -> dict:
 
     like = json.loads((GOLDEN / "rlr-sdxl.json").read_text(encoding="utf-8"))
     sources = {"model": ["1", 0], "clip": ["2", 0], "vae": ["3", 0], "latent": ["4", 0]}
-    train = like["9"]["inputs"] | TRAIN | {"model": ["5", 0], "prompts": ["6", 0], "reward": ["7", 0]}
+    train = like["9"]["inputs"] | {"model": ["5", 0], "prompts": ["6", 0], "reward": ["7", 0]}
     del train["judge"]
-    return {
+    nodes = {
         "1": node("UNETLoader", unet_name="thin.safetensors", weight_dtype="default"),
         "2": node("CLIPLoader", clip_name="clip_l.safetensors", type="stable_diffusion"),
         "3": node("VAELoader", vae_name="vae.safetensors"),
@@ -62,6 +62,7 @@ def graph() -> dict:
         "12": node("SaveImage", images=["11", 0], filename_prefix="patched"),
         "13": node("RLR_SaveLoRA", lora=["8", 0], name="native", if_exists="keep both"),
     }
+    return changed(nodes, **TRAIN)
 
 
 def sampler(model: list) -> dict:
