@@ -59,7 +59,9 @@ def write_tiny_sdxl_checkpoint(path: Path) -> tuple[nn.Module, ...]:
     return networks
 
 
-def single_file_state(unet: nn.Module, vae: nn.Module, first: nn.Module, second: nn.Module) -> dict[str, Tensor]:
+def single_file_state(
+    unet: nn.Module, vae: nn.Module, first: nn.Module, second: nn.Module
+) -> dict[str, Tensor]:
     """The weights of the four networks as the original code names and shapes them."""
     state = {f"model.diffusion_model.{_label(k)}": v for k, v in ldm_unet(unet).items()}
     state |= {f"first_stage_model.{k}": v for k, v in ldm_vae(vae).items()}
