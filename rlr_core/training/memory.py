@@ -126,13 +126,16 @@ def least(model: DiffusionModel, size: Size) -> float:
 
 
 def weight_bytes(model: DiffusionModel, bits: int) -> float:
-    """Bytes of denoiser and decoder; text encoders have left by then."""
-    total = 0.0
+    """Bytes of denoiser and decoder; text encoders have left by then. Two denoisers take turns in 16 bits."""
+    sizes = []
     for name in model.denoisers:
+        size = 0.0
         for module in model.networks[name].modules():
             per_weight = PER_WEIGHT[bits if isinstance(module, nn.Linear) else 16]
-            total += sum(p.numel() for p in module.parameters(recurse=False)) * per_weight
-    return total + sum(p.numel() * p.element_size() for d in _decoders(model) for p in d.parameters())
+            size += sum(p.numel() for p in module.parameters(recurse=False)) * per_weight
+        sizes.append(size)
+    denoisers = max(sizes) if bits == 16 else sum(sizes)
+    return denoisers + sum(p.numel() * p.element_size() for d in _decoders(model) for p in d.parameters())
 
 
 def _check_torch() -> None:

@@ -120,13 +120,6 @@ def test_the_turbo_takes_no_guidance(tmp_path):
     assert (turbo, base) == ("none", "cfg")
 
 
-def test_wan_with_two_transformers_is_refused(tmp_path):
-    folder = write_pipeline("wan", tmp_path)
-    change(folder / "model_index.json", boundary_ratio=0.875)
-    with pytest.raises(UserError, match="two transformers"):
-        load_model(folder, device="cpu")
-
-
 @pytest.mark.slow
 def test_animatediff_is_put_together_from_a_plain_unet_and_a_motion_adapter(tmp_path):
     from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel

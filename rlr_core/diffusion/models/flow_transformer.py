@@ -93,11 +93,11 @@ class FlowTransformer(DiffusionModel):
         if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
             raise UserError(f"{path} needs PyTorch 2.5 or newer; this is {torch.__version__}.")
         text_parts.check(cls, path)
-        folders.check_main_memory([path / "transformer"], dtype)
+        folders.check_main_memory([path / name for name in cls.denoisers], dtype)
         float32 = cls.float32_vae or device.type == "cpu"
         return cls(
             folder=path,
-            transformer=cls._load_transformer(path, dtype, bits),
+            **{name: cls._load_denoiser(path / name, dtype, bits) for name in cls.denoisers},
             vae=folders.load_network(
                 folders.diffusers_class(cls.vae_class), path / "vae", torch.float32 if float32 else dtype
             ),
@@ -107,10 +107,10 @@ class FlowTransformer(DiffusionModel):
         )
 
     @classmethod
-    def _load_transformer(cls, path: Path, dtype: torch.dtype, bits: int | None) -> Any:
+    def _load_denoiser(cls, path: Path, dtype: torch.dtype, bits: int | None) -> Any:
         network = folders.diffusers_class(cls.transformer_class)
         options = {} if bits is None else {"quantization_config": _quantization(bits, dtype)}
-        return folders.load_network(network, path / "transformer", dtype, **options)
+        return folders.load_network(network, path, dtype, **options)
 
     def _latent_scale(self) -> int:
         """Pixels per latent, each way."""
@@ -162,16 +162,18 @@ class FlowTransformer(DiffusionModel):
             return
         size = sum(p.nbytes for encoder in encoders for p in encoder.parameters())
         if torch.cuda.mem_get_info(self.device)[0] < ROOM * size:
-            for network in (*self.networks.values(), self.vae):
-                network.to("cpu")
+            self._move(torch.device("cpu"))
             self._away = True
+
+    def _move(self, device: torch.device) -> None:
+        for network in (*self.networks.values(), self.vae):
+            network.to(device)
 
     def release_text_encoders(self) -> None:
         """Drop them; they are loaded again where further prompts come."""
         self._text = None
         if self._away:
-            for network in (*self.networks.values(), self.vae):
-                network.to(self.device)
+            self._move(self.device)
             self._away = False
 
     # --- sampling ---

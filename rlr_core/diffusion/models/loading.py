@@ -24,6 +24,7 @@ FAMILIES: dict[str, str | type[DiffusionModel]] = {
     "z-image": "rlr_core.diffusion.models.z_image:ZImage",
     "flux2": "rlr_core.diffusion.models.flux2:Flux2Klein",
     "wan": "rlr_core.diffusion.models.wan:Wan",
+    "wan-2.2-a14b": "rlr_core.diffusion.models.wan_two_denoisers:WanTwoDenoisers",
     "animatediff": "rlr_core.diffusion.models.animatediff:AnimateDiff",
 }
 """Family name -> 'module:Class' (or the class). A new family is one new file and one line here."""

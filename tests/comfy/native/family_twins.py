@@ -25,6 +25,7 @@ HIDDEN = 32  # width of most of the transformers
 GROUPS = {"block_out_channels": (32, 64), "norm_num_groups": 32}  # ComfyUI's UNets know no other groups
 CHANGES: dict[str, dict[str, Any]] = {"stable-diffusion-xl": GROUPS, "animatediff": GROUPS}
 """To the settings of the tiny pipelines, so that ComfyUI has the same networks."""
+WAN = ("wan", "wan-2.2-a14b")
 NEEDED = {"flux2": "Flux2", "z-image": "ZImage"}
 """The class of `comfy.supported_models` that older versions lack."""
 
@@ -115,7 +116,7 @@ def _translated(family: str, settings: dict[str, Any], weights: dict[str, Tensor
 
     if family == "qwen-image":
         return weights
-    if family == "wan":
+    if family in WAN:
         return original_layout(weights)
     if family in CHANGES:
         spatial = {name: tensor for name, tensor in weights.items() if ".motion_modules." not in name}
@@ -199,7 +200,7 @@ def _z_image_output(network: Any, model: Any, latents: Tensor, times: Tensor, ro
 
 
 def _flow(network: Any, model: Any, latents: Tensor, times: Tensor, rows: Any) -> Tensor:
-    return network(latents, times if model.family == "wan" else times / 1000, rows["prompt"])
+    return network(latents, times if model.family in WAN else times / 1000, rows["prompt"])
 
 
 CALLS: dict[str, Callable[..., Tensor]] = {

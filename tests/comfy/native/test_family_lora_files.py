@@ -17,7 +17,8 @@ from rlr_core.lora import attach
 FAMILIES = ("stable-diffusion-xl", "stable-diffusion-3", "flux", "qwen-image", "z-image", "flux2", "wan")
 CASES = [(family, targets) for family in FAMILIES for targets in ("attention", "all")]
 CASES += [("animatediff", "attention+ff")]
-TIME = 401.0
+PARTS = ((901.0, "lora.safetensors"), (401.0, "lora_low_noise.safetensors"))
+"""A timestep for each of two denoisers, and the file of each."""
 
 
 def write_tiny(family, folder):
@@ -65,36 +66,37 @@ def test_stock_comfyui_patches_every_module_by_as_much_and_loses_no_key(
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("family, targets", CASES)
+@pytest.mark.parametrize("family, targets", [*CASES, ("wan-2.2-a14b", "all")])
 def test_stock_comfyui_puts_out_what_diffusers_does_with_the_lora_and_without(
     pack, family, targets, tmp_path
 ):
     with torch.inference_mode(False):
         model = load_model(write_tiny(family, tmp_path / "model"), device="cpu")
-        network = model.networks[model.denoisers[0]]
-        without_motion(network)
+        without_motion(model.networks[model.denoisers[0]])
         height, width = SIZE.values()
         shape = model.latent_shape(height, width, frames_of(family))
         latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
         rows = model.encode_prompts(["a cat", "a dog"])  # of one length: no mask
-        twin = native_twin(family)
-    with torch.inference_mode():
-        give_weights(family, twin, network)
-    with torch.no_grad():
-        base = model.denoise(latents, TIME, rows)
-        adapter = fill(attach(model, rank=4, alpha=10, targets=targets), std=0.2)
-        adapted = model.denoise(latents, TIME, rows)
-        path = adapter.save(tmp_path / "lora.safetensors")
-    with torch.inference_mode():
-        native_base = twin_output(family, twin, model, latents, TIME, rows)
-        native = twin_output(family, patched_by(twin, path), model, latents, TIME, rows)
-    effect = (adapted - base).norm()
-    error, adapted_error = (native_base - base).norm() / base.norm(), (native - adapted).norm() / effect
-    print(f"{family}, {targets}: base {error:.1e}; with the LoRA {adapted_error:.1e} of its effect, "
-          f"{effect / base.norm():.2f} of the output")  # fmt: skip
-    assert effect > 0.02 * base.norm()
-    assert error < 1e-4
-    assert adapted_error < 1e-3
+    for denoiser, (time, name) in enumerate(PARTS[: len(model.denoisers)]):
+        with torch.inference_mode():
+            twin = native_twin(family)
+            give_weights(family, twin, model.networks[model.denoisers[denoiser]])
+            native_base = twin_output(family, twin, model, latents, time, rows)
+        with torch.no_grad():
+            base = model.denoise(latents, time, rows)
+            adapter = fill(attach(model, rank=4, alpha=10, targets=targets), std=0.2)
+            adapted = model.denoise(latents, time, rows)
+            adapter.save(tmp_path / "lora.safetensors")
+            adapter.detach()
+        with torch.inference_mode():
+            native = twin_output(family, patched_by(twin, tmp_path / name), model, latents, time, rows)
+        effect = (adapted - base).norm()
+        error, adapted_error = (native_base - base).norm() / base.norm(), (native - adapted).norm() / effect
+        print(f"{family}, {targets}: base {error:.1e}; with the LoRA {adapted_error:.1e} of its effect, "
+              f"{effect / base.norm():.2f} of the output")  # fmt: skip
+        assert effect > 0.02 * base.norm()
+        assert error < 1e-4
+        assert adapted_error < 1e-3
 
 
 def without_motion(network):
