@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from rlr_core.config.base import Settings, setting
 
-GRAFTS = ("graft", "p_graft")
-FROM_SAMPLES = ("auto", "nft", "awm", "dpo", *GRAFTS, "reward_weighted")
+GRAFTS = ("auto", "graft", "p_graft")
+FROM_SAMPLES = ("nft", "awm", "dpo", *GRAFTS, "reward_weighted")
 """Methods that learn from finished pictures."""
 
 
@@ -142,7 +142,7 @@ class MethodConfig(Settings):
         False, "Draw the depth anew for every trajectory (AlignProp).", methods=("truncated",)
     )
     clip_range: float = setting(
-        0.2, "PPO's clip of the likelihood ratio.", methods=("auto", "ddpo", "awm"), ge=1e-6, le=1, step=0.01
+        0.2, "PPO's clip of the likelihood ratio.", methods=("ddpo", "awm"), ge=1e-6, le=1, step=0.01
     )
     inner_epochs: int = setting(2, "Optimizer steps per update.", methods=("ddpo",), ge=1, le=1000)
     inner_steps: int = setting(
@@ -249,7 +249,7 @@ class MethodConfig(Settings):
         0.5,
         "Where the state is accepted, as a share of the steps counted from the picture; the LoRA acts on the "
         "steps before it only.",
-        methods=("p_graft",),
+        methods=("auto", "p_graft"),
         ge=0,
         le=1,
         step=0.05,

@@ -15,8 +15,8 @@ from rlr_core.diffusion.rollout import rollout
 from rlr_core.gradients.estimator import Problem
 from rlr_core.gradients.samples import Batch, GradientEstimate
 from rlr_core.methods.adaptive import Adaptive
-from rlr_core.methods.awm import Awm
 from rlr_core.methods.base import Draw, Method
+from rlr_core.methods.p_graft import PGraft
 
 TRIAL = 1_000_000_000
 """The number of the trial's first update: its batches are nobody else's."""
@@ -28,7 +28,7 @@ SURE = 2.0
 
 
 class Auto(Method):
-    """A reward tells which of a model's pictures are better, and awm learns from that. Where it can be
+    """A reward tells which of a model's pictures are better, and p_graft learns from that. Where it can be
     differentiated it also tells how each would become better, and adaptive goes back through the sampler for
     that. Which of them leads further depends on the reward. The gradient of a smooth one, such as a color or
     a CLIP score, moves every picture the same way at once, where comparisons take long. That of a network
@@ -36,28 +36,30 @@ class Auto(Method):
     ask for nothing but better and worse, lead further.
 
     So adaptive gets a few updates first. If the reward of the same pictures has risen by more than chance,
-    the run goes on from there; if not, the weights go back and awm takes over. Comparing the rise with that
-    of a few updates of awm would tell nothing: they hardly show yet. Without a gradient nothing is tried."""
+    the run goes on from there; if not, the weights go back and p_graft takes over. Comparing the rise with
+    that of a few updates of p_graft would tell nothing: they hardly show yet. Without a gradient nothing is
+    tried."""
 
     name = "auto"
-    summary = "adaptive where a short trial shows that the reward's gradient raises it, awm elsewhere"
-    when = "runs of a hundred updates or so, with a judge: in longer ones awm can fall apart"
+    summary = "adaptive where a short trial shows that the reward's gradient raises it, p_graft elsewhere"
+    when = "always, unless you know better: it finds out which kind of reward yours is"
     needs_gradient = "used"
 
     def __init__(self, problem: Problem, options: MethodConfig):
         super().__init__(problem, options)
-        comparing = Awm(problem, options)
-        self.chain = comparing.chain
-        self.parents: list[Method] = [comparing]
+        self.comparing = PGraft(problem, options)
+        self.chain = self.comparing.chain
+        self.parents: list[Method] = [self.comparing]
         if problem.pathwise:
             self.parents.append(Adaptive(problem, options))
         self.follows = 0
         """Place of the parent that updates are left to."""
         self.tried = len(self.parents) == 1
+        self.comparing.divide(whole=not self.tried)
 
     @classmethod
     def check(cls, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
-        for parent in (Awm, Adaptive):
+        for parent in (PGraft, Adaptive):
             parent.check(options, sampler, batch)
 
     @property
@@ -80,10 +82,14 @@ class Auto(Method):
             self._install(start)
             parent.load_state_dict(remembered)
             raise
-        self.follows = int(float(rise.mean()) > SURE * float(rise.std()) / len(rise) ** 0.5)
-        if not self.follows:
+        risen = float(rise.mean()) > SURE * float(rise.std()) / len(rise) ** 0.5
+        if not risen:
             self._install(start)
-        self.tried = True
+        self._follow(int(risen))
+
+    def _follow(self, place: int) -> None:
+        self.tried, self.follows = True, place
+        self.comparing.divide(whole=place != 0)
 
     def _try(self, parent: Method, draw: Draw) -> None:
         """A few updates with an optimizer that nothing else will know of."""
@@ -147,8 +153,9 @@ class Auto(Method):
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        tried, self.follows = state["choice"].tolist()
-        self.tried = bool(tried)
+        tried, follows = state["choice"].tolist()
+        if tried:
+            self._follow(follows)
         for parent in self.parents:
             beginning = f"{parent.name}."
             parent.load_state_dict(

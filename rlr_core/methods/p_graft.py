@@ -31,7 +31,7 @@ class PGraft(Graft):
         chain = self.chain
         self.state_step = min(max(math.floor(options.accept_at * chain.T + 0.5), 1), chain.T - 1)
         """N_I: the state is what this step acts on."""
-        chain.base_steps, chain.base = self.state_step, problem.base
+        self.divide()
         share = chain.share(self.state_step)
         self.level = chain.noise_level(share)
         low, high = self.range
@@ -43,6 +43,10 @@ class PGraft(Graft):
                 f"lower method.accept_at, or set method.most_noise to 1."
             )
         self.range = (max(nearest, low), high)
+
+    def divide(self, whole: bool = False) -> None:
+        """Leave the chain's last steps to the base model; none of them with `whole`."""
+        self.chain.base_steps, self.chain.base = 0 if whole else self.state_step, self.problem.base
 
     def _roll_out(self, batch: Batch, index: Tensor) -> tuple[Tensor, Tensor]:
         noise, conditioning = batch.noise(index), batch.conditioning.select(index)

@@ -24,7 +24,9 @@ GIB = 2**30
 MARGIN = 1.1
 """What kernels need for themselves, on top of what is measured."""
 GRAPHS_SHARE = {"cuda": 0.5, "cpu": 0.25}
-"""How much of the memory left over rollouts may fill with graphs; the computer's is for other programs too."""
+"""How much of the memory that is left over rollouts may fill with graphs."""
+MAIN_MEMORY_SHARE = 0.8
+"""How much of the computer's free memory a run may take: other programs go on beside it."""
 
 
 class Need(NamedTuple):
@@ -86,7 +88,7 @@ def _graph_steps(parts: Parts, step: int, spare: float) -> int:
 def free_bytes(device: torch.device) -> int | None:
     """Bytes to be had: of the card's memory, or of the computer's; None on other devices."""
     if device.type == "cpu":
-        return psutil.virtual_memory().available
+        return int(MAIN_MEMORY_SHARE * psutil.virtual_memory().available)
     if device.type != "cuda":
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -50,7 +50,7 @@ class Drawing:
         return self.bench.batch(PROMPTS, seed=step % 1000 + 1)
 
 
-@pytest.mark.parametrize(("sign", "follows"), [(1.0, "adaptive"), (-1.0, "awm")])
+@pytest.mark.parametrize(("sign", "follows"), [(1.0, "adaptive"), (-1.0, "p_graft")])
 def test_signal_that_moves_the_reward_is_followed(tiny_model, sign, follows):
     bench = make(tiny_model, sign)
     method = bench.method("auto")
@@ -58,7 +58,7 @@ def test_signal_that_moves_the_reward_is_followed(tiny_model, sign, follows):
     method.prepare(Drawing(bench))
     assert method.followed.name == follows
     stayed = all(map(torch.equal, start, bench.problem.parameters))
-    assert stayed == (follows == "awm")  # the run goes on from a trial that was good
+    assert stayed == (follows == "p_graft")  # the run goes on from a trial that was good
     alone = bench.method(follows)
     alone.load_state_dict(method.followed.state_dict())
     samples = method.collect(bench.batch(PROMPTS), 0)
@@ -71,7 +71,7 @@ def test_without_a_gradient_nothing_is_tried(tiny_model):
     bench = make(tiny_model, black_box=True)
     draw, method = Drawing(bench), bench.method("auto")
     method.prepare(draw)
-    assert draw.asked == [] and method.followed.name == "awm"
+    assert draw.asked == [] and method.followed.name == "p_graft"
 
 
 def test_trial_is_made_once_on_batches_of_its_own(tiny_model):

@@ -83,15 +83,26 @@ def sdxl_networks() -> tuple[torch.nn.Module, ...]:
                 up_block_types=("UpDecoderBlock2D",) * 4,
                 layers_per_block=2,
             ),
-            CLIPTextModel(CLIPTextConfig(
-                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-                hidden_act="quick_gelu",
-            )),
-            CLIPTextModelWithProjection(CLIPTextConfig(
-                hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
-                hidden_act="gelu", projection_dim=1280,
-            )),
-        )  # fmt: skip
+            CLIPTextModel(
+                CLIPTextConfig(
+                    hidden_size=768,
+                    intermediate_size=3072,
+                    num_hidden_layers=12,
+                    num_attention_heads=12,
+                    hidden_act="quick_gelu",
+                )
+            ),
+            CLIPTextModelWithProjection(
+                CLIPTextConfig(
+                    hidden_size=1280,
+                    intermediate_size=5120,
+                    num_hidden_layers=32,
+                    num_attention_heads=20,
+                    hidden_act="gelu",
+                    projection_dim=1280,
+                )
+            ),
+        )
 
 
 def sdxl_file(path: Path) -> None:
@@ -113,9 +124,27 @@ def sdxl(folder: Path) -> None:
     prompts = folder / "prompts.txt"
     prompts.write_text("a red fox\na blue house\n")
     rlr("inspect", str(path))
-    rlr("train", "--model", str(path), "--reward", "saturation", "--prompts", str(prompts), "--out",
-        str(folder / "run"), "dtype=bf16", "device=cpu", "steps=1", "batch=2", "sampler.width=512",
-        "sampler.height=512", "sampler.steps=2", "evaluation.samples=2", "keep_samples=2")  # fmt: skip
+    rlr(
+        "train",
+        "--model",
+        str(path),
+        "--reward",
+        "saturation",
+        "--prompts",
+        str(prompts),
+        "--out",
+        str(folder / "run"),
+        "dtype=bf16",
+        "device=cpu",
+        "steps=1",
+        "batch=2",
+        "samples_per_prompt=2",
+        "sampler.width=512",
+        "sampler.height=512",
+        "sampler.steps=2",
+        "evaluation.samples=2",
+        "keep_samples=2",
+    )
 
 
 def z_image(folder: Path) -> None:
@@ -137,11 +166,18 @@ def z_image(folder: Path) -> None:
         networks = {
             "transformer": ZImageTransformer2DModel(),
             "vae": AutoencoderKL.from_config(vae),
-            "text_encoder": Qwen3ForCausalLM(Qwen3Config(
-                hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
-                num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
-            )),
-        }  # fmt: skip
+            "text_encoder": Qwen3ForCausalLM(
+                Qwen3Config(
+                    hidden_size=2560,
+                    intermediate_size=9728,
+                    num_hidden_layers=36,
+                    num_attention_heads=32,
+                    num_key_value_heads=8,
+                    head_dim=128,
+                    tie_word_embeddings=True,
+                )
+            ),
+        }
     for part, network in networks.items():
         for old in (folder / part).glob("*.safetensors*"):
             old.unlink()
@@ -150,8 +186,22 @@ def z_image(folder: Path) -> None:
         save = network.config.save_pretrained if part == "text_encoder" else network.save_config
         save(folder / part)
     rlr("inspect", str(folder))
-    rlr("train", "--model", str(folder), "--reward", "saturation", "--prompts", "a red fox", "--out",
-        str(folder.parent / "run"), "dtype=bf16", "device=cpu", "steps=1", "batch=2")  # fmt: skip
+    rlr(
+        "train",
+        "--model",
+        str(folder),
+        "--reward",
+        "saturation",
+        "--prompts",
+        "a red fox",
+        "--out",
+        str(folder.parent / "run"),
+        "dtype=bf16",
+        "device=cpu",
+        "steps=1",
+        "batch=2",
+        "samples_per_prompt=2",
+    )
 
 
 def write_holes(path: Path, network: torch.nn.Module) -> None:
