@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlr_core.diffusion import kernels
-from rlr_core.diffusion.models import folders, text_parts
+from rlr_core.diffusion.models import descriptions, folders, text_parts
 from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel, Rows
 from rlr_core.diffusion.models.decoder_checkpointing import DecoderCheckpointing
 from rlr_core.diffusion.models.quiet import quiet_libraries
@@ -101,7 +101,7 @@ class FlowTransformer(DiffusionModel):
             vae=folders.load_network(
                 folders.diffusers_class(cls.vae_class), path / "vae", torch.float32 if float32 else dtype
             ),
-            scheduler_config=folders.scheduler_config(path),
+            scheduler_config=folders.scheduler_config(path, "FlowMatchEulerDiscreteScheduler"),
             device=device,
             dtype=dtype,
         )
@@ -125,7 +125,7 @@ class FlowTransformer(DiffusionModel):
         """What diffusers' pipeline feeds its transformer, by the family's own names."""
         if self._text is None:
             self._text = self._load_text()
-        with torch.no_grad():
+        with torch.no_grad(), descriptions.reading(f"The text encoders in {self.folder} cannot encode"):
             return self._encode(self._text, list(prompts))
 
     @abstractmethod
@@ -158,10 +158,8 @@ class FlowTransformer(DiffusionModel):
 
     def _make_room_for(self, encoders: Sequence[Any]) -> None:
         """Take transformer and autoencoder off a device without room for text encoders beside them."""
-        if self.device.type != "cuda":
-            return
         size = sum(p.nbytes for encoder in encoders for p in encoder.parameters())
-        if torch.cuda.mem_get_info(self.device)[0] < ROOM * size:
+        if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < ROOM * size:
             self._move(torch.device("cpu"))
             self._away = True
 

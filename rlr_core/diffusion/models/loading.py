@@ -147,7 +147,7 @@ def _what_it_is(path: Path) -> str:
             return "is a folder without model_index.json, so it is no diffusers model"
         try:
             pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "has a model_index.json that cannot be read; copy the folder again"
         return f"is made for diffusers' {pipeline}, which no family here can load"
     return f"is {weights.KINDS[weights.kind(path)]}"

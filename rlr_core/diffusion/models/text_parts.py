@@ -46,6 +46,9 @@ def load(family: Described, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     for name in family.tokenizers:
         if there[name]:
             parts[name] = folders.load_tokenizer(folder / name)
+            folders.check_vocabulary(
+                parts[name], parts[name.replace("tokenizer", "text_encoder")], folder / name
+            )
     return parts
 
 
