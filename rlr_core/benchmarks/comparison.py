@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,29 +108,35 @@ def cost(row: dict[str, Any]) -> int:
     return row["evaluations/forward"] + row["evaluations/backward"]
 
 
-def run_arm(arm: Arm, config: TrainConfig, samples: int) -> dict[str, Any]:
-    """Train one arm on a fresh model; its scores before, at equal evaluations and at equal seconds."""
+def trainer_of(name: str, seed: int, config: TrainConfig, samples: int, start_from: str | None = None) -> Any:
+    """A trainer of a fresh model by one of ARMS. samples: pictures that are judged; start_from: a LoRA."""
     from rlr_core.diffusion.models.loading import load_model
     from rlr_core.rewards import load_reward
     from rlr_core.training.trainer import Trainer
 
-    contender = ARMS[arm.name]
+    contender = ARMS[name]
     method = contender.method.replace(kl_weight=config.method.kl_weight)
-    settings = config_from_dict(config.to_dict() | {"seed": arm.seed, "method": method, "steps": 10**6})
+    settings = config_from_dict(config.to_dict() | {"seed": seed, "method": method, "steps": 10**6})
     settings.samples_per_prompt = contender.samples_per_prompt
     if contender.eta is not None:
         settings.sampler.eta = contender.eta
     if contender.learning_rate is not None:
         settings.optimizer.learning_rate = contender.learning_rate
     settings.evaluation.samples = samples
+    settings.lora.start_from = start_from
     model = load_model(settings.model, settings.device, settings.dtype)
     reward: Any = load_reward(settings.reward, **settings.reward_options)
     if contender.black_box and reward.differentiable:
         reward = _without_gradient(reward)
-    trainer = Trainer(model, reward, settings)
-    result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed, "reward": settings.reward}
+    return Trainer(model, reward, settings)
+
+
+def run_arm(arm: Arm, config: TrainConfig, samples: int) -> dict[str, Any]:
+    """Train one arm on a fresh model; its scores before, at equal evaluations and at equal seconds."""
+    trainer = trainer_of(arm.name, arm.seed, config, samples)
+    result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed, "reward": config.reward}
     result["before"] = _scores(trainer.evaluate())
-    clock = time.process_time if model.device.type == "cpu" else time.monotonic
+    clock = time.process_time if trainer.parts.model.device.type == "cpu" else time.monotonic
     start = clock()
     trainer.prepare()
     seconds, row = clock() - start, None
@@ -174,22 +181,37 @@ def run(
     """Run the arms that have no result in `folder` yet; several processes may share the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for arm in arms:
-        file = arm.file(folder)
-        claim = file.with_suffix(".running")
-        try:
-            if file.exists():
-                continue
+        with claimed(arm.file(folder)) as write:
+            if write is not None:
+                write(run_arm(arm, config, samples))
+                on_done(f"{arm.name}, seed {arm.seed}: done")
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    """What writes a result to a file, whole or not at all; None where it is there already, or another process
+    is at it."""
+    claim = file.with_suffix(".running")
+    try:
+        if not file.exists():
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            continue
-        try:
-            text = json.dumps(run_arm(arm, config, samples))
-            temporary = file.with_suffix(".part")
-            temporary.write_text(text)
-            os.replace(temporary, file)
-            on_done(f"{arm.name}, seed {arm.seed}: done")
-        finally:
-            claim.unlink(missing_ok=True)
+    except FileExistsError:
+        yield None
+        return
+    if file.exists():
+        claim.unlink(missing_ok=True)
+        yield None
+        return
+
+    def write(result: dict[str, Any]) -> None:
+        temporary = file.with_suffix(".part")
+        temporary.write_text(json.dumps(result))
+        os.replace(temporary, file)
+
+    try:
+        yield write
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 def results(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -16,6 +16,8 @@ BENCH = """Train the built-in model with every method and compare what a judge s
   rlr bench --out runs/bench --threads 1 &        several at once share the work
   rlr bench --out runs/bench --report             the table of what there is so far
   rlr bench --out runs/jpeg --reward jpeg_compressibility --methods nft awm "ddpo, groups of four"
+  rlr bench --out runs/curves --curves --methods auto adaptive       judged after 60, 120 and 240 seconds
+  rlr bench --out runs/curves --curves --peers trl/bin/python        TRL's trainers beside them
   rlr bench --costs                               time against diffusers and memory of an update, as ratios"""
 
 
@@ -36,6 +38,12 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="budget of seconds")
     parser.add_argument("--samples", type=int, default=256, metavar="N", help="pictures that are judged")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of this process")
+    parser.add_argument("--curves", action="store_true", help="how fast: judge after some seconds of work")
+    parser.add_argument("--marks", nargs="+", type=float, default=list(MARKS), metavar="S",
+                        help="with --curves: after how many seconds")  # fmt: skip
+    parser.add_argument(
+        "--peers", metavar="PYTHON", help="with --curves: TRL's trainers too, run by the Python that has them"
+    )
     parser.add_argument("--report", action="store_true", help="only print the table")
     parser.add_argument("--costs", action="store_true", help="only measure what an update costs")
     parser.add_argument(
@@ -46,11 +54,14 @@ def add_bench(commands: Any) -> None:
 
 
 EVALUATIONS, SECONDS = 16_000, 60.0
+MARKS = (60.0, 120.0, 240.0)
 
 
 def bench(args: argparse.Namespace) -> int:
     if args.costs:
         return _costs()
+    if args.curves:
+        return _curves(args)
     from rlr_core.benchmarks import comparison as benchmark
     from rlr_core.demo.preset import demo_config
 
@@ -72,6 +83,37 @@ def bench(args: argparse.Namespace) -> int:
         raise UserError(f"There are no results in {str(folder)!r} yet.")
     if args.save:
         _save(Path(args.save), folder, rows)
+    print(markdown(rows) if args.markdown else table(rows))
+    return 0
+
+
+def _curves(args: argparse.Namespace) -> int:
+    import torch
+
+    from rlr_core.benchmarks import curves
+    from rlr_core.benchmarks.comparison import ARMS
+    from rlr_core.benchmarks.peers import PEERS
+    from rlr_core.demo.preset import demo_config
+
+    known = [*ARMS, *PEERS]
+    names = args.methods if args.methods is not None else ["auto", "adaptive"]
+    if args.peers and args.methods is None:
+        names += PEERS
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"Unknown arm {unknown[0]!r}; known: {'; '.join(known)}.")
+    folder = Path(args.out)
+    if not args.report:
+        torch.set_num_threads(args.threads)
+        todo = [curves.Curve(name, seed, args.marks) for seed in args.seeds for name in names]
+        curves.run(folder, demo_config(), todo, args.samples, args.peers)
+    rows = curves.report(folder)
+    if len(rows) == 1:
+        raise UserError(f"There are no results in {str(folder)!r} yet.")
+    if args.save:
+        stem = Path(args.save)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        stem.with_suffix(".md").write_text(markdown(rows) + "\n", encoding="utf-8")
     print(markdown(rows) if args.markdown else table(rows))
     return 0
 
