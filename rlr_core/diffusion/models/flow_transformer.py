@@ -35,7 +35,7 @@ ROOM = 1.2
 class FlowTransformer(DiffusionModel):
     """A transformer that says noise - picture, on the latents of an autoencoder, from a diffusers folder."""
 
-    denoisers = ("transformer",)
+    denoisers: tuple[str, ...] = ("transformer",)
     prediction = "flow"
     quantizable = True
     lora_layouts = ("comfy",)
