@@ -14,11 +14,11 @@ from reference import method_tables
 from rlr_core.benchmarks.comparison import ARMS
 from rlr_core.cli import main as cli
 from rlr_core.cli.configs import build_config
-from rlr_core.common.prompt_text import metadata_of
 from rlr_core.config.prompts import read_prompts
 from rlr_core.methods import METHODS, method_class
-from rlr_core.rewards import REWARDS
+from rlr_core.rewards import REWARDS, reward_class
 from rlr_core.rewards.files import FOLDERS_VARIABLE
+from rlr_core.rewards.text_in_image import wanted_texts
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,11 +60,23 @@ def test_a_reward_is_a_class_and_a_line_where_the_text_says():
     assert f"`{FOLDERS_VARIABLE}`" in README
 
 
+def test_the_table_of_rewards_has_each_once_and_says_what_it_needs():
+    (table,) = re.findall(r"\| Reward \| High for .*?\n\n", README, re.DOTALL)
+    rows = [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
+    listed = [name for row in rows for name in row[0].split(", ")]
+    assert sorted(listed) == sorted(set(REWARDS) - {"demo", "judge"})
+    for names, _, gradient, needs in rows:
+        for kind in map(reward_class, names.split(", ")):
+            assert kind.extra is None or " ".join(kind.extra.packages) in needs
+            if gradient in ("yes", "no") and kind.name != "scores":
+                assert kind.differentiable == (gradient == "yes"), kind.name
+
+
 def test_the_prompt_with_metadata_is_one_that_a_file_may_hold(tmp_path):
     (line,) = re.findall(r'^`({"prompt".*})`', README, re.MULTILINE)
     (tmp_path / "prompts.jsonl").write_text(line)
     (prompt,) = read_prompts(tmp_path / "prompts.jsonl")
-    assert metadata_of(prompt.text) == {"words": ["OPEN"]}
+    assert wanted_texts(prompt.text) == ["open"]
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("rlr ")])
@@ -170,7 +182,7 @@ def test_ci_installs_and_tests_as_the_readme_says():
 
 
 def test_it_fits_a_page_and_has_no_loose_ends():
-    assert len(README.splitlines()) <= 195
+    assert len(README.splitlines()) <= 210
     assert not re.search(r"TODO|TBD|XXX|FIXME|lorem", README)
     assert not re.search(r"colour|optimis|normalis|behaviour|climb|walk", README)
     assert max(map(len, (line for line in README.splitlines() if line[:1] not in ("|", " ")))) <= 120

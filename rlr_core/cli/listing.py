@@ -11,7 +11,9 @@ from rlr_core.cli.tables import table
 
 def add_list(commands: Any) -> None:
     parser = commands.add_parser(
-        "list", help="models, methods, rewards, samplers", description="What there is to choose from."
+        "list",
+        help="models, methods, rewards, samplers, prompts",
+        description="What there is to choose from.",
     )
     parser.add_argument("what", nargs="?", choices=list(LISTS), help="all of them unless given")
     parser.set_defaults(run=show)
@@ -60,7 +62,19 @@ def _samplers() -> list[list[str]]:
     return [["auto", "what fits the model"], *([name, _first_line(getattr(kernels, name))] for name in names)]
 
 
-LISTS = {"models": _models, "methods": _methods, "rewards": _rewards, "samplers": _samplers}
+def _prompts() -> list[list[str]]:
+    from rlr_core.config.prompts import prompt_sets
+
+    return [[name, f"{len(lines)} prompts, such as: {lines[0]}"] for name, lines in prompt_sets().items()]
+
+
+LISTS = {
+    "models": _models,
+    "methods": _methods,
+    "rewards": _rewards,
+    "samplers": _samplers,
+    "prompts": _prompts,
+}
 
 
 def _first_line(thing: Any) -> str:

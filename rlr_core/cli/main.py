@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from rlr_core import __version__
 from rlr_core.cli.bench import add_bench
+from rlr_core.cli.compare import add_compare
 from rlr_core.cli.correct import add_correct
 from rlr_core.cli.diagnose import add_diagnose
 from rlr_core.cli.inspect import add_inspect
@@ -29,6 +30,7 @@ COMMANDS = (
     add_train,
     add_sample,
     add_evaluate,
+    add_compare,
     add_list,
     add_inspect,
     add_score,

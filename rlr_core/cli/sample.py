@@ -63,7 +63,7 @@ def _add_lora(parser: argparse.ArgumentParser) -> None:
 
 def sample(args: argparse.Namespace) -> int:
     config = _config(args)
-    prompts = args.prompt or _held_out(config)
+    prompts = args.prompt or held_out_of(config)
     if not args.prompt and getattr(args, "prompts", None) is None:
         prompts = prompts[: config.keep_samples]
     seeds = args.seeds or [config.seed]
@@ -100,7 +100,7 @@ def sample(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     config = _config(args)
     refuse_python_objects(config)
-    prompts = _held_out(config)
+    prompts = held_out_of(config)
 
     from rlr_core.cli.progress import Counter
     from rlr_core.cli.tables import comparison
@@ -145,7 +145,8 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     return config
 
 
-def _held_out(config: TrainConfig) -> list[Any]:
+def held_out_of(config: TrainConfig) -> list[Any]:
+    """The held-out prompts of a config, or its prompts."""
     from rlr_core.config.prompts import read_prompts
 
     prompts = config.evaluation.prompts or config.prompts

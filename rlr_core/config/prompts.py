@@ -15,6 +15,8 @@ from rlr_core.errors import UserError
 
 LARGEST = 8 * 2**20
 """Bytes of a prompt file: about a hundred thousand prompts."""
+SETS = Path(__file__).parents[1] / "prompts"
+"""Lists of prompts that come along, to be named instead of a file."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Prompt:
 
 
 def read_prompts(source: Any) -> list[Prompt]:
-    """Prompts from a list, from a file with one a line, or from a .jsonl file with an item a line.
+    """Prompts from a list, a file with one a line (.jsonl: an item a line), or one of `prompt_sets` by name.
 
     An item is a string; a list of stages, coarse to fine, judged by its last; or a mapping with `prompt` (for
     the reward), `stages` (the prompt alone unless given) and `metadata` (a mapping for rewards that read it,
@@ -59,6 +61,11 @@ def read_prompts(source: Any) -> list[Prompt]:
     return prompts
 
 
+def prompt_sets() -> dict[str, list[str]]:
+    """The lists of prompts that come along, by name."""
+    return {path.stem: _lines(path) for path in sorted(SETS.glob("*.txt"))}
+
+
 def with_prompts_read(config: TrainConfig) -> TrainConfig:
     """The config with prompt files replaced by what is in them, so that a run does not hang on a file."""
 
@@ -70,8 +77,9 @@ def with_prompts_read(config: TrainConfig) -> TrainConfig:
 
 
 def _items(path: Path) -> list[Any]:
-    """The items of a prompt file: its lines, or what they hold as JSON."""
-    lines = _lines(path)
+    """The items of a prompt file: its lines, or what they hold as JSON; a file goes before a set."""
+    own = SETS / f"{path.name}.txt"
+    lines = _lines(own if str(path) == path.name and own.is_file() and not path.exists() else path)
     if path.suffix.lower() != ".jsonl":
         return lines
     items = []

@@ -73,7 +73,7 @@ class MethodConfig(Settings):
 
     section: ClassVar[str] = "method"
 
-    name: str = setting("adaptive", "How the model learns; a row of `rlr list methods`.")
+    name: str = setting("auto", "How the model learns; a row of `rlr list methods`.")
     kl_weight: float = setting(
         0.0,
         "Weight of the KL divergence to the base model: keeps the model from pleasing the reward at any "
@@ -145,10 +145,11 @@ class MethodConfig(Settings):
         0.2, "PPO's clip of the likelihood ratio.", methods=("ddpo", "awm"), ge=1e-6, le=1, step=0.01
     )
     inner_epochs: int = setting(2, "Optimizer steps per update.", methods=("ddpo",), ge=1, le=1000)
-    inner_steps: int = setting(
-        1,
+    inner_steps: int | None = setting(
+        None,
         "Optimizer steps per update, each with other noise on the same pictures.",
         methods=FROM_SAMPLES,
+        unset="4 for methods that learn from accepted pictures, 1 for the others",
         ge=1,
         le=1000,
     )
@@ -399,7 +400,9 @@ class TrainConfig(Settings):
     reward: str = setting("demo", "What is maximized; a row of `rlr list rewards`.")
     reward_options: dict[str, Any] = setting({}, "Options of the reward, such as weights.")
     prompts: Any = setting(
-        None, "A list of prompts, a file with one a line, or lists of stages, coarse to fine."
+        None,
+        "A list of prompts, a file with one a line, a row of `rlr list prompts`, or lists of stages, coarse "
+        "to fine.",
     )
     steps: int = setting(
         100, "Updates. Raise it later to go on with a finished run.", in_state=False, ge=1, le=10_000_000

@@ -18,9 +18,9 @@ def demo_config(out: str | Path = "runs/demo", seed: int = 0) -> TrainConfig:
         model="demo",
         reward="demo",
         prompts=training_prompts(),
-        steps=200,
+        steps=32,
         batch=16,
-        samples_per_prompt=1,
+        samples_per_prompt=4,
         micro_batch=16,
         decode_batch=16,
         seed=seed,
@@ -28,9 +28,9 @@ def demo_config(out: str | Path = "runs/demo", seed: int = 0) -> TrainConfig:
         save_every=5,
         keep_samples=8,
         sampler=SamplerConfig(steps=6, eta=0.7, guidance=3.0),
-        method=MethodConfig(name="adaptive", budget=0.5),
+        method=MethodConfig(name="auto", budget=0.5),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=5, max_grad_norm=0.1, ema_decay=0.9),
         evaluation=EvaluationConfig(
-            judge="judge", prompts=held_out_prompts(), samples=384, every=100, batch=64
+            judge="judge", prompts=held_out_prompts(), samples=384, every=16, batch=64
         ),
     )

@@ -1,4 +1,4 @@
-"""The pictures a run leaves behind: the curves in reward.png, before_after.png, grids of samples.
+"""The pictures a run leaves behind: the curves in reward.png, before_after.png; comparisons side by side.
 
 Colors are told apart by people with any color vision, and nothing is said by color alone.
 """
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from rlr_core.evaluation.measures import Evaluation
+    from rlr_core.evaluation.comparison import Comparison
+    from rlr_core.evaluation.measures import ConfidenceInterval, Evaluation
 
 BLUE, ORANGE, GREEN, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#222222", "#777777"
 
@@ -118,6 +119,54 @@ def plot_before_after(
                 ha="center", va="center", fontsize=8, color=color, parse_math=False,
             )  # fmt: skip
     figure.savefig(path, dpi=150, format="png")
+
+
+def plot_comparison(comparison: Comparison, path: str | Path, reward: str, count: int = 8) -> None:
+    """A row a prompt and seed, a column a thing compared, what `reward` says below each picture.
+
+    The column's head says how often it beats the first. The best picture of a row has a frame; the first
+    `count` kept pictures are drawn.
+    """
+    names, first = list(comparison.evaluations), comparison.evaluations[comparison.first]
+    count = min(count, *(len(evaluation.images) for evaluation in comparison.evaluations.values()))
+    tile, foot, head, left, gap = 1.75, 0.24, 0.5, 1.75, 0.12  # inches
+    sample = to_pil(first.images[0])
+    height = tile * sample.height / sample.width
+    width, total = left + len(names) * (tile + gap) + 0.05, head + count * (height + foot) + 0.1
+    figure = _figure(width, total, layout=None)
+
+    def write(x: float, y: float, text: str, size: float, **look: Any) -> None:
+        look = {"ha": "center", "va": "center", "color": INK} | look
+        figure.text(x / width, 1 - y / total, text, fontsize=size, parse_math=False, **look)
+
+    for column, name in enumerate(names):
+        x = left + column * (tile + gap)
+        write(x + tile / 2, 0.16, _wrapped(name, 22, 1), 9, fontweight="bold")
+        says = "" if name == comparison.first else f"wins {percent(comparison.win_rate(name, reward))}"
+        write(x + tile / 2, 0.36, says, 8)
+        for row in range(count):
+            y = head + row * (height + foot)
+            picture = to_pil(comparison.evaluations[name].images[row])
+            axes = figure.add_axes((x / width, 1 - (y + height) / total, tile / width, height / total))
+            axes.imshow(picture, interpolation="nearest" if picture.width < 256 else "antialiased")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            in_row = [float(e.scores[reward][row]) for e in comparison.evaluations.values()]
+            best = in_row[column] == max(in_row) > min(in_row)
+            axes.spines[:].set(color=BLUE, linewidth=2.5, visible=best)
+            text, color = _verdict(comparison.evaluations[name].scores[reward], row)
+            write(x + tile / 2, y + height + foot / 2, f"{reward}: {text}", 8, color=color)
+    for row in range(count):
+        middle = head + row * (height + foot) + height / 2
+        write(left - 0.12, middle, _wrapped(first.prompts[row], 20, 5), 8.5, ha="right")
+    figure.savefig(path, dpi=150, format="png")
+
+
+def percent(interval: ConfidenceInterval) -> str:
+    """A share as "62 % [51, 72]"."""
+    mean, low, high = interval
+    ends = "" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{100 * mean:.0f} %{ends}"
 
 
 # --- the panels of reward.png ---

@@ -18,7 +18,9 @@ class Adaptive(WalkMethod):
     summary = (
         "back-propagation and the sampler's noise at every step, each weighted by how reliable it has been"
     )
-    when = "the default; method.budget trades precision for speed"
+    when = (
+        "rewards that move every picture the same way (color, CLIP); method.budget trades precision for speed"
+    )
     needs_gradient = "used"
     compares = False
     needs_baseline = True

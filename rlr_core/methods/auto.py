@@ -42,7 +42,7 @@ class Auto(Method):
 
     name = "auto"
     summary = "adaptive where a short trial shows that the reward's gradient raises it, p_graft elsewhere"
-    when = "always, unless you know better: it finds out which kind of reward yours is"
+    when = "the default: it finds out which kind of reward yours is"
     needs_gradient = "used"
 
     def __init__(self, problem: Problem, options: MethodConfig):

@@ -15,7 +15,9 @@ class Awm(Row):
 
     name = "awm"
     summary = "the denoising loss of each picture, weighted by how much better it is than the others (AWM)"
-    when = "rewards without a gradient: the first to try"
+    when = (
+        "rewards without a gradient, where the LoRA has to act at every step; in long runs it can fall apart"
+    )
     uses_old = True
 
     def lesson(self, samples: Samples, inner: int) -> Lesson:

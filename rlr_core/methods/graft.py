@@ -33,6 +33,7 @@ class Graft(Row):
     name = "graft"
     summary = "trains on the best of the model's own pictures, as on any data (GRAFT)"
     when = "many pictures and few updates: nothing is pushed away"
+    inner_steps = 4  # accepted pictures are kept, so that sampling is what an update costs
 
     def __init__(self, problem: Problem, options: MethodConfig):
         super().__init__(problem, options)

@@ -22,9 +22,7 @@ class PGraft(Graft):
 
     name = "p_graft"
     summary = "GRAFT on the states at an intermediate step; the LoRA acts from the noise to there (P-GRAFT)"
-    when = (
-        "what is where: it learns that fastest without a gradient; the base model goes on drawing the details"
-    )
+    when = "rewards without a gradient: the first to try; the base model goes on drawing the details"
 
     def __init__(self, problem: Problem, options: MethodConfig):
         super().__init__(problem, options)

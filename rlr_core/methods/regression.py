@@ -76,6 +76,8 @@ class Row(Method):
     """Whether its loss asks for the output of the policy that sampled."""
     uses_base: ClassVar[bool] = False
     """Whether its loss asks for the base model's output."""
+    inner_steps: ClassVar[int] = 1
+    """Optimizer steps per update, where the options leave it open."""
 
     def __init__(self, problem: Problem, options: MethodConfig):
         super().__init__(problem, options)
@@ -166,7 +168,7 @@ class Row(Method):
     # --- the gradient ---
 
     def gradients(self, samples: Samples) -> Iterator[GradientEstimate]:
-        for inner in range(self.options.inner_steps):
+        for inner in range(self.options.inner_steps or self.inner_steps):
             yield self._gradient(self.lesson(samples, inner), samples.step, inner)
         mean = float(samples.rewards.mean())
         self.mean_reward = mean if self.mean_reward is None else 0.9 * self.mean_reward + 0.1 * mean

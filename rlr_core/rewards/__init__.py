@@ -39,6 +39,14 @@ REWARDS: dict[str, Entry] = {
     "vqascore": Entry(
         "rlr_core.rewards.vqascore:VQAScore", "CLIP-FlanT5 answers yes: the picture shows the prompt"
     ),
+    "vlm": Entry(
+        "rlr_core.rewards.vlm:Vlm", "a vision-language model says yes to questions about the picture"
+    ),
+    "http": Entry("rlr_core.rewards.http:Http", "what a server of your own says (OpenAI's chat completions)"),
+    "text_in_image": Entry(
+        "rlr_core.rewards.text_in_image:TextInImage", "the words that the prompt quotes can be read (OCR)"
+    ),
+    "safe": Entry("rlr_core.rewards.safe:Safe", "nothing naked, as far as NudeNet sees: a judge or a guard"),
     "jpeg_compressibility": Entry(
         "rlr_core.rewards.jpeg:Compressibility", "small as a JPEG: minus the file size in kilobytes"
     ),

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlr_core.errors import UserError
 
 if TYPE_CHECKING:
+    from rlr_core.rewards.extras import Extra
     from rlr_core.rewards.files import WeightFile
 
 
@@ -44,6 +45,8 @@ class Reward(ABC):
     """The name and options that `load_reward` was given; None for a reward that was handed over."""
     files: tuple[WeightFile, ...] = ()
     """The weight files it needs, each with where to get it."""
+    extra: Extra | None = None
+    """The packages it needs beside those that are always there."""
     surrogate: Reward | None = None
     """A differentiable stand-in that correlates with a black-box reward; it lowers the noise, not the aim."""
 

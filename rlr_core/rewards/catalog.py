@@ -17,7 +17,7 @@ class RewardRow(NamedTuple):
     summary: str
     ready: bool
     missing: str
-    """The files that are not there, by their usual names; empty when ready."""
+    """The files and packages that are not there, by their usual names; empty when ready."""
     where: str
     """Where to get them and where they go."""
     options: str
@@ -30,20 +30,19 @@ def list_rewards() -> list[RewardRow]:
     for name, entry in REWARDS.items():
         factory = reward_class(name)
         missing = []
-        for needed in getattr(factory, "files", ()):
+        for needed in factory.files:
             try:
                 locate(needed)
             except UserError:
                 missing.append(needed)
+        names = [needed.names[0] for needed in missing]
+        advice = [needed.advice() for needed in missing]
+        extra = factory.extra.missing() if factory.extra is not None else ""
+        if extra:
+            names.append(extra)
+            advice.append(f"Packages: {extra}.")
         rows.append(
-            RewardRow(
-                name,
-                entry.summary,
-                not missing,
-                ", ".join(needed.names[0] for needed in missing),
-                " ".join(needed.advice() for needed in missing),
-                _options(factory),
-            )
+            RewardRow(name, entry.summary, not names, ", ".join(names), " ".join(advice), _options(factory))
         )
     return rows
 

@@ -40,12 +40,14 @@ class Combine(Wrapper):
         normalize: bool = True,
         weights: Sequence[float] | None = None,
         within_prompts: bool = False,
+        caps: Sequence[float | None] | None = None,
     ):
         """rewards: {name: weight}, or a list of names, callables, Rewards and {name: {option: value}}.
 
         weights: one number a reward, default 1 each; a negative one turns a reward round. within_prompts:
-        normalize by how much pictures of one prompt differ; takes more than one picture a prompt.
-        Raises UserError for an unknown mode, no rewards, or as many weights as do not fit.
+        normalize by how much pictures of one prompt differ; takes more than one picture a prompt. caps: one
+        a reward, none for no cap; a score above it counts as the cap, so that there is nothing to gain there.
+        Raises UserError for an unknown mode, no rewards, or as many weights or caps as do not fit.
         """
         if mode not in MODES:
             raise UserError(f"Reward 'combine': mode must be one of {', '.join(MODES)}, not {mode!r}.")
@@ -56,8 +58,12 @@ class Combine(Wrapper):
         weights = [1.0] * len(rewards) if weights is None else list(weights)
         if not rewards or len(weights) != len(rewards):
             raise UserError(f"Reward 'combine' got {len(rewards)} rewards and {len(weights)} weights.")
+        caps = [None] * len(rewards) if caps is None else list(caps)
+        if len(caps) != len(rewards):
+            raise UserError(f"Reward 'combine' got {len(rewards)} rewards and {len(caps)} caps.")
         super().__init__(load_reward(reward) for reward in rewards)
         self.weights = dict(zip(self.rewards, map(float, weights), strict=True))
+        self.caps = dict(zip(self.rewards, caps, strict=True))
         self.mode, self.normalize, self.within_prompts = mode, normalize, within_prompts
         self.running = {
             name: Running(reward.range, within_prompts=within_prompts)
@@ -71,12 +77,14 @@ class Combine(Wrapper):
         stand_ins = self.stand_ins()
         if not stand_ins:
             return None
-        weights = [self.weights[name] for name in stand_ins]
-        return Combine(list(stand_ins.values()), self.mode, self.normalize, weights, self.within_prompts)
+        weights, caps = ([of[name] for name in stand_ins] for of in (self.weights, self.caps))
+        rewards = list(stand_ins.values())
+        return Combine(rewards, self.mode, self.normalize, weights, self.within_prompts, caps)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         scores = {name: reward(images, prompts) for name, reward in self.rewards.items()}
         self._parts = {name: value.detach() for name, value in scores.items()} | super().parts()
+        scores = {name: self._capped(name, value) for name, value in scores.items()}
         for name, value in scores.items():
             self.running[name].observe(value, prompts)
         terms = [self._term(name, value) for name, value in scores.items()]
@@ -86,6 +94,11 @@ class Combine(Wrapper):
         if self.mode == "minimum":
             return stacked.amin(0)
         return (stacked.mean(0) if self.normalize else stacked.sum(0)).exp()
+
+    def _capped(self, name: str, scores: Tensor) -> Tensor:
+        """Scores up to the reward's cap; above it they are the cap, without a gradient."""
+        cap = self.caps[name]
+        return scores if cap is None else scores.clamp(max=cap)
 
     def _term(self, name: str, scores: Tensor) -> Tensor:
         """What one part brings to the sum, the minimum, or the exponent of the product."""

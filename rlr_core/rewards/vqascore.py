@@ -14,7 +14,7 @@ from rlr_core.rewards.files import WeightFile, locate, read_tensors, select
 from rlr_core.rewards.towers.clip import ImageTower
 from rlr_core.rewards.towers.clip_layout import as_clip, read_clip
 from rlr_core.rewards.towers.flan_t5 import PAD, flan_t5, patch_projector, t5_tokenizer
-from rlr_core.rewards.towers.precision import as_dtype
+from rlr_core.rewards.towers.precision import as_dtype, recompute_activations
 from rlr_core.rewards.towers.preprocess import pad_square
 
 WEIGHTS = WeightFile(
@@ -87,10 +87,7 @@ class VQAScore(Reward):
         self.t5 = flan_t5(own, path, WEIGHTS)
         self.t5.requires_grad_(False)
         if checkpointing:
-            renamed = hasattr(self.t5, "activation_checkpointing_enable")  # transformers 5
-            enable = "activation_checkpointing_enable" if renamed else "gradient_checkpointing_enable"
-            getattr(self.t5, enable)({"use_reentrant": False})
-            self.t5.train()  # what transformers asks for to checkpoint; there is no dropout in this T5
+            recompute_activations(self.t5)
         self.answer = self.encode(ANSWER)
         self.device: torch.device | None = None
 

@@ -79,7 +79,7 @@ def test_the_built_in_model_starts_from_the_demo_and_brings_its_prompts(here):
 def test_training_and_held_out_prompts_of_the_demo_share_nothing():
     demo = demo_config("x", 3)
     assert (demo.out, demo.seed) == ("x", 3)
-    assert demo.method.name == "adaptive" and demo.evaluation.judge == "judge"
+    assert demo.method.name == "auto" and demo.evaluation.judge == "judge"
     assert not set(demo.prompts) & set(demo.evaluation.prompts)
 
 
@@ -290,7 +290,7 @@ def test_list_names_all_there_is(rlr):
         "dance",
     }
     assert [line for line in out.splitlines() if line and line[0] != " "] == [
-        "models", "methods", "rewards", "samplers",
+        "models", "methods", "rewards", "samplers", "prompts",
     ]  # fmt: skip
     assert rlr("list", "methods")[1].startswith("methods\n  adaptive")
 

@@ -10,8 +10,9 @@ from tiny_flow import TinyFlow
 
 from rlr_core.common.prompt_text import metadata_of
 from rlr_core.config import TrainConfig, config_from_dict, load_config
-from rlr_core.config.prompts import read_prompts, with_prompts_read
+from rlr_core.config.prompts import prompt_sets, read_prompts, with_prompts_read
 from rlr_core.errors import UserError
+from rlr_core.rewards.text_in_image import wanted_texts
 from rlr_core.training.trainer import train
 
 SIGN = {"prompt": "a sign that says OPEN", "metadata": {"words": ["OPEN"]}}
@@ -57,3 +58,23 @@ def test_a_reward_reads_the_metadata_of_the_pictures_it_scores(tmp_path):
     train(TinyFlow(), readable, config_from_dict(settings))
     assert seen >= {("a sign that says OPEN", '{"words": ["OPEN"]}'), ("a cat", "{}")}
     assert load_config(tmp_path / "run/config.yaml").prompts == [SIGN, "a cat"]
+
+
+def test_a_set_that_comes_along_is_named_like_a_file_and_a_file_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = read_prompts("readable_text")
+    assert [p.text for p in named] == prompt_sets()["readable_text"] and len(named) == 40
+    (tmp_path / "readable_text").write_text("my own\n")
+    assert [p.text for p in read_prompts("readable_text")] == ["my own"]
+    for missing in ("readable_texts", "readable_text.txt", "./no/readable_text", "../prompts/readable_text"):
+        with pytest.raises(UserError, match="Cannot read the prompt file"):
+            read_prompts(missing)
+
+
+def test_every_prompt_of_the_sets_quotes_a_text_and_none_is_in_two():
+    sets = prompt_sets()
+    everything = [prompt for prompts in sets.values() for prompt in prompts]
+    assert len(set(everything)) == len(everything)
+    texts = {prompt: tuple(wanted_texts(prompt)) for prompt in everything}
+    assert len(set(texts.values())) == len(everything)
+    assert set(sets) == {"readable_text", "readable_text_held_out"}

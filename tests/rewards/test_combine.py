@@ -215,3 +215,23 @@ def test_combine_can_normalize_within_prompts():
     scores = reward(images, prompts)
     inside = torch.stack([part - part.mean() for part in scores.split(4)])
     assert float(inside.square().sum() / 6) == pytest.approx(1, rel=1e-4)
+
+
+def test_above_its_cap_a_part_gains_nothing_and_has_no_gradient():
+    images = torch.tensor([0.2, 0.4, 0.6, 0.8])[:, None, None, None].expand(4, 3, 8, 8).clone()
+    images.requires_grad_(True)
+    parts = [named("bright", bright), named("red", red)]
+    reward = load_reward("combine", rewards=parts, caps=[50, None], normalize=False)
+    scores = reward(images, NONE)
+    assert scores.tolist() == pytest.approx([20.2, 40.4, 50.6, 50.8], rel=1e-5)
+    (slope,) = torch.autograd.grad(scores.sum(), images)
+    assert (slope[:2, 1] > 0).all() and (slope[2:, 1] == 0).all()  # green counts for `bright` alone
+    assert reward.parts()["bright"].tolist() == pytest.approx([20, 40, 60, 80], rel=1e-5)
+    with pytest.raises(UserError, match="'combine' got 2 rewards and 1 caps"):
+        load_reward("combine", rewards=parts, caps=[50])
+
+
+def test_a_cap_holds_for_the_surrogate_too():
+    images = pictures(4)
+    whole = load_reward("combine", rewards=["jpeg_incompressibility"], caps=[0.001], normalize=False)
+    assert torch.allclose(whole.surrogate(images, NONE), torch.full((4,), 0.001))

@@ -134,7 +134,7 @@ METHODS = {
     "state_dict": _keeps_state,
     "load_state_dict": _restores_state,
 }
-ITS_OWN = {"name", "range", "takes", "surrogate", "source"}
+ITS_OWN = {"name", "range", "takes", "surrogate", "source", "extra"}
 """What a wrapper decides for itself."""
 
 

@@ -1,8 +1,10 @@
-"""Frozen networks in half precision with float32 on both sides, and a gradient that survives the way back."""
+"""Frozen networks in half precision with float32 on both sides, and a gradient that survives the way back;
+networks of transformers that save memory on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,18 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def default_dtype(device: torch.device | str) -> torch.dtype:
     """float16 on an accelerator (its 11 bits resolve scores that bfloat16's 8 blur), float32 on the CPU."""
     return torch.float32 if torch.device(device).type == "cpu" else torch.float16
+
+
+def recompute_activations(network: Any) -> None:
+    """Let a frozen network of transformers keep no activations inside its layers and compute them again.
+
+    Its layers do so in training mode alone, and only they are set to it.
+    """
+    renamed = hasattr(network, "activation_checkpointing_enable")  # transformers 5
+    enable = "activation_checkpointing_enable" if renamed else "gradient_checkpointing_enable"
+    getattr(network, enable)({"use_reentrant": False})
+    for module in network.modules():
+        module.training = hasattr(module, "gradient_checkpointing")
 
 
 def run_in(dtype: torch.dtype, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
