@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_leaves
 
 STEP = 1.02
 """How exactly it is found."""
@@ -74,21 +74,23 @@ def _key(operation: Any, args: Any, kwargs: Any) -> Any:
     """What tells the shape of an operation's result; None where more than that does."""
     if operation._schema.is_mutable:
         return None
-    parts: list[Any] = [operation]
-    leaves, spec = tree_flatten((args, kwargs))
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            parts.append((type(leaf), leaf))
-        elif leaf.device.type != "meta":
-            return None
-        else:
-            parts.append((leaf.shape, leaf.stride(), leaf.dtype))
-    key = (*parts, str(spec))
     try:
+        key = (operation, _told(args), tuple((name, _told(value)) for name, value in kwargs.items()))
         hash(key)
     except TypeError:
         return None
     return key
+
+
+def _told(argument: Any) -> Any:
+    """An argument without its numbers. Raises TypeError for a tensor whose numbers may count."""
+    if isinstance(argument, Tensor):
+        if argument.device.type != "meta":
+            raise TypeError
+        return (argument.shape, argument.stride(), argument.dtype)
+    if isinstance(argument, list | tuple):
+        return tuple(map(_told, argument))
+    return (type(argument), argument)
 
 
 def _is_new(result: Any, arguments: Any) -> bool:
