@@ -96,8 +96,9 @@ def _memory(model: DiffusionModel, size: Size) -> list[list[str]]:
     from rlr_core.training import memory
     from rlr_core.training.preflight import GIB
 
-    found = memory.fits(model, size)
-    smallest = memory.least(model, size) / GIB
+    needs = memory.needs(model, size)
+    found = memory.fits(model, needs)
+    smallest = memory.least(model, needs) / GIB
     too_small = f"does not fit: with smaller pieces it still takes {smallest:.1f} GiB beside the reward"
     return [[f"{card} GB", str(fit) if fit is not None else too_small] for card, fit in found.items()]
 

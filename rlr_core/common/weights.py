@@ -84,6 +84,8 @@ def read_header(path: Path) -> Header:
 
 @lru_cache(maxsize=8)
 def _read_header(path: Path, size: int, _changed: int) -> Header:
+    if not path.is_file():
+        raise UserError(f"{path} is not a file.")
     with open(path, "rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0

@@ -15,6 +15,16 @@ from rlr_core.config.base import Setting
 from rlr_core.config.settings import TrainConfig
 
 PAGE = Path(__file__).with_name("settings.md")
+EXAMPLE = """\
+model: demo
+reward: demo
+prompts: [a red circle above a blue square, a green triangle left of a yellow circle]
+steps: 2
+batch: 4
+out: runs/yaml
+sampler: {steps: 5, guidance: 3.0}
+method: {name: rlr, window: 2}
+evaluation: {judge: judge, samples: 4}"""
 
 _KINDS = {
     str: "text",
@@ -46,6 +56,9 @@ def page() -> str:
         "",
         "Every setting of a run, as it stands in a CONFIG.yaml (those with dots in a group of that name) or",
         "on the command line as `key=value`. `rlr train --help-settings` prints the same.",
+        "`rlr train run.yaml` runs this one:",
+        "",
+        f"```yaml\n{EXAMPLE}\n```",
     ]
     for heading, group in _groups():
         lines += ["", f"## {heading}", "", "| Setting | Default | Values | Meaning |", "|---|---|---|---|"]

@@ -296,6 +296,11 @@ class LoraConfig(Settings):
         "Train a LoRA on the text encoder too, in the same file, so that prompts change their meaning. Load "
         "it with a node that takes CLIP as well.",
     )
+    denoisers: Literal["all", "high_noise", "low_noise"] = setting(
+        "all",
+        "Of a model with two denoisers (Wan 2.2 A14B), which get a LoRA: both, that for much noise, or that "
+        "for little. Each has a file of its own: of both, lora_low_noise.safetensors is the second.",
+    )
     start_from: str | None = setting(
         None,
         "A LoRA file to start from, whose rank, alpha and layers are then the run's.",

@@ -195,6 +195,8 @@ def _vjp(
     gives both: the weights are per sample, and so is the Jacobian of x, so that x's part of the weighted
     product divided by the weights is the product of the mixture itself. Otherwise there is one pass each.
     """
+    if not mu.requires_grad:  # nothing of the adapter is in this step, and nothing goes further
+        return _Gradients([torch.zeros_like(parameter) for parameter in parameters], None, None)
     for_parameters = weight * mixed
     extra = [weight * part for part in (residual_cotangent, kl_cotangent) if part is not None]
     propagate_residual = residual_cotangent is not None and next_is_deterministic

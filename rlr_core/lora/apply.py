@@ -8,6 +8,7 @@ import torch
 
 from rlr_core.diffusion.models.base import DiffusionModel
 from rlr_core.errors import UserError
+from rlr_core.lora import halves
 from rlr_core.lora.attach import Adapter, attach_to, check_free
 from rlr_core.lora.formats import LoraFile, LoraModule, acts, is_text_encoder, load_lora
 from rlr_core.lora.names import layers_by_file_name
@@ -20,15 +21,18 @@ def apply_lora(model: DiffusionModel, path: str | Path, strength: float = 1.0) -
     is an adapter in it already.
     """
     check_free(model)
-    file = load_lora(path)
-    places = _places(model, file, Path(path))
-    _refuse_other_sizes(model, {place: file.modules[name] for place, name in places.items()}, Path(path))
-    ranks = {place: (file.modules[name].rank, file.modules[name].alpha) for place, name in places.items()}
-    adapter = attach_to(model, ranks)
+    first = load_lora(path)
+    modules: dict[str, LoraModule] = {}
+    for part, denoiser in halves.files(model, Path(path), first.metadata).items():
+        file = first if part == Path(path) else load_lora(part)
+        mine = {place: file.modules[name] for place, name in _places(model, file, part, denoiser).items()}
+        _refuse_other_sizes(model, mine, part)
+        modules |= mine
+    adapter = attach_to(model, {place: (module.rank, module.alpha) for place, module in modules.items()})
     state = {}
-    for place, name in places.items():
-        state[f"{place}.lora_A.weight"] = file.modules[name].down
-        state[f"{place}.lora_B.weight"] = file.modules[name].up
+    for place, module in modules.items():
+        state[f"{place}.lora_A.weight"] = module.down
+        state[f"{place}.lora_B.weight"] = module.up
     try:
         # a 1 x 1 convolution and a linear layer are the same thing, and files mix them
         shapes = {name: parameter.shape for name, parameter in adapter.named_parameters().items()}
@@ -37,7 +41,7 @@ def apply_lora(model: DiffusionModel, path: str | Path, strength: float = 1.0) -
         adapter.detach()
         raise UserError(f"{path} was made for another model than {model.name}: {error}") from error
     adapter.strength = strength
-    adapter.end_percent = acts(file.metadata)[1]
+    adapter.end_percent = acts(first.metadata)[1]
     return adapter
 
 
@@ -58,9 +62,9 @@ def _refuse_other_sizes(model: DiffusionModel, modules: dict[str, LoraModule], p
             )
 
 
-def _places(model: DiffusionModel, file: LoraFile, path: Path) -> dict[str, str]:
+def _places(model: DiffusionModel, file: LoraFile, path: Path, denoiser: str | None) -> dict[str, str]:
     """Name in the adapter -> name in the file. Raises UserError if a name has no place, or two have one."""
-    known = layers_by_file_name(model)
+    known = layers_by_file_name(model, denoiser)
     lost = [name for name in file.modules if name not in known]
     text = [name for name in lost if is_text_encoder(name)]
     if text and set(model.networks) == set(model.denoisers):

@@ -114,12 +114,14 @@ def attach(
     targets: str | Sequence[str] = "attention",
     seed: int = 0,
     text_encoder: bool = False,
+    denoisers: str = "all",
 ) -> Adapter:
     """Put a new LoRA into the model's denoisers; it changes nothing until trained (B = 0).
 
     alpha: None is `rank` (scale 1). targets: 'attention', 'attention+ff', 'all', or a list of module name
     endings. seed: A is drawn from it alone (uniform in +-1/sqrt(inputs), as torch's Linear). text_encoder:
-    into the model's text encoders too; prompts must then be encoded after this.
+    into the model's text encoders too; prompts must then be encoded after this. denoisers: of two, 'all',
+    'high_noise' or 'low_noise'.
     A model holds one adapter at a time. Raises UserError if it has one, or if nothing matches.
     """
     if rank < 1:
@@ -127,7 +129,9 @@ def attach(
     if alpha is not None and not alpha > 0:
         raise UserError(f"The LoRA alpha must be positive, not {alpha}; leave it out to take the rank.")
     check_free(model)
-    names = model.lora_layers(targets, text_encoder)
+    left_out = set(model.denoisers) - set(model.denoisers_for(denoisers))
+    layers = model.lora_layers(targets, text_encoder)
+    names = [layer for layer in layers if layer.partition(".")[0] not in left_out]
     adapter = attach_to(model, dict.fromkeys(names, (rank, float(rank if alpha is None else alpha))))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -18,26 +18,24 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlr_core.common.atomic import replacing
-from rlr_core.errors import UserError, one_line
+from rlr_core.errors import UserError
+from rlr_core.lora import halves
+from rlr_core.lora.peft_metadata import DIFFUSERS_METADATA, peft_alphas, peft_settings
 
 if TYPE_CHECKING:
-    from rlr_core.diffusion.models.base import DiffusionModel
     from rlr_core.lora.attach import Adapter
-
-DIFFUSERS_METADATA = "lora_adapter_metadata"  # the key under which diffusers looks for peft's settings
 
 KEY = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_down|lora_up|lora_A|lora_B|lora\.down|lora\.up)\.weight|(?P<scaled>.+)\.alpha"
 )
 DOWN = ("lora_down", "lora_A", "lora.down")
 TEXT_ENCODER = ("lora_te", "text_encoder")
-TEXT_LEVEL = "text_model."  # of a CLIP text encoder, which peft and diffusers leave out
 
 
 class LoraModule(NamedTuple):
@@ -75,6 +73,7 @@ def save_lora(
     metadata: what to remember about the run (method, reward, steps, ...), stored as 'rlr_<key>' strings.
     way_out: what to do when the disk is full, the end of that sentence.
     The alpha in the file is the trained one: strength 1 on loading is the adapter as it was trained.
+    An adapter in two denoisers becomes two files; see `halves`.
     """
     layouts = adapter.model.lora_layouts
     layout = layout or layouts[0]
@@ -83,7 +82,23 @@ def save_lora(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"A LoRA is saved as .safetensors; give {path.with_suffix('.safetensors')} instead.")
-    modules = _with_one_alpha(adapter.modules())
+    for half in halves.split(adapter.model, adapter.modules(), path):
+        tensors, header = _contents(
+            adapter, half.modules, layout, {**(metadata or {}), **half.metadata}, dtype
+        )
+        write_tensors(tensors, half.path, header, way_out)
+    return path
+
+
+def _contents(
+    adapter: Adapter,
+    modules: Mapping[str, LoraModule],
+    layout: str,
+    metadata: Mapping[str, object],
+    dtype: torch.dtype,
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file."""
+    modules = _with_one_alpha(modules)
     if layout == "comfy":
         modules = {name: _without_alpha(module) for name, module in modules.items()}
     down, up = ("lora_down", "lora_up") if layout == "kohya" else ("lora_A", "lora_B")
@@ -94,11 +109,10 @@ def save_lora(
         tensors[f"{key}.{up}.weight"] = module.up.to(dtype).contiguous()
         if layout == "kohya":
             tensors[f"{key}.alpha"] = torch.tensor(module.alpha, dtype=torch.float32)
-    header = _header(adapter, modules, metadata or {})
+    header = _header(adapter, modules, metadata)
     if layout == "diffusers":
-        header[DIFFUSERS_METADATA] = json.dumps(_peft_settings(adapter.model, modules))
-    write_tensors(tensors, path, header, way_out)
-    return path
+        header[DIFFUSERS_METADATA] = json.dumps(peft_settings(adapter.model, modules, _alpha(modules)))
+    return tensors, header
 
 
 def load_lora(path: str | Path) -> LoraFile:
@@ -125,7 +139,7 @@ def load_lora(path: str | Path) -> LoraFile:
     halves = [name for name, part in parts.items() if "down" not in part or "up" not in part]
     if halves:
         raise UserError(f"{path} is incomplete: {halves[0]!r} has only one of its two matrices.")
-    alphas = _diffusers_alphas(path, metadata, parts)
+    alphas = peft_alphas(path, metadata, parts)
     modules = {}
     for name, part in sorted(parts.items()):
         down, up = part["down"], part["up"]
@@ -199,71 +213,6 @@ def _header(
         "rlr_base": adapter.model.name,
     }
     return header | {f"rlr_{key}": str(value) for key, value in metadata.items()}
-
-
-def _peft_settings(model: DiffusionModel, modules: Mapping[str, LoraModule]) -> dict[str, object]:
-    """peft's LoraConfig of each network, its keys prefixed as diffusers does ('unet.r')."""
-    parts: dict[str, dict[str, LoraModule]] = {}
-    for layer, module in modules.items():
-        network, _, path = layer.partition(".")
-        key = model.lora_key(layer, "diffusers")
-        if network not in model.denoisers:  # peft takes endings of paths too
-            path = path.removeprefix(TEXT_LEVEL)
-        parts.setdefault(key[: -len(path)].removesuffix(TEXT_LEVEL), {})[path] = module
-    denoisers = {model.lora_key(f"{name}.x", "diffusers")[:-1] for name in model.denoisers}
-    settings: dict[str, object] = {}
-    for start, part in parts.items():
-        anchor = "^" if start in denoisers else ""
-        rank = Counter(module.rank for module in part.values()).most_common(1)[0][0]
-        settings |= {
-            f"{start}r": rank,
-            f"{start}lora_alpha": _alpha(modules),
-            f"{start}rank_pattern": {f"{anchor}{p}": m.rank for p, m in part.items() if m.rank != rank},
-            f"{start}alpha_pattern": {},
-            f"{start}target_modules": sorted(part),
-        }
-    return settings
-
-
-def _diffusers_alphas(
-    path: Path, metadata: Mapping[str, str], names: Mapping[str, object]
-) -> dict[str, float]:
-    """Alpha of each module whose file keeps it in diffusers' metadata, by name in the file.
-
-    peft would run the names in alpha_pattern as expressions; one from a file can be made never to end, so
-    only plain names are read.
-    """
-    if DIFFUSERS_METADATA not in metadata:
-        return {}
-    try:
-        return _alphas_by_name(json.loads(metadata[DIFFUSERS_METADATA]), names)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} has no readable {DIFFUSERS_METADATA}: {one_line(error)}.") from error
-
-
-def _alphas_by_name(settings: Mapping[str, Any], names: Mapping[str, object]) -> dict[str, float]:
-    alphas = {}
-    for key, alpha in settings.items():
-        prefix, separator, _ = key.rpartition("lora_alpha")
-        if not separator:
-            continue
-        pattern = settings.get(f"{prefix}alpha_pattern") or {}
-        for name in names:
-            if name.startswith(prefix):
-                path = name.removeprefix(prefix)
-                special = [a for plain, a in pattern.items() if _names(plain, path)]
-                alphas[name] = float(special[0] if special else alpha)
-    return alphas
-
-
-def _names(pattern: str, path: str) -> bool:
-    """Whether a plain name in alpha_pattern means the module at `path`: as a whole, or as its end."""
-    plain = pattern.removeprefix("^").replace(r"\.", ".")
-    if re.fullmatch(r"[\w.\-]+", plain) is None:
-        raise ValueError(
-            f"alpha_pattern has the expression {pattern!r}, and expressions from files are not run"
-        )
-    return path == plain or (not pattern.startswith("^") and path.endswith("." + plain))
 
 
 # --- writing ---

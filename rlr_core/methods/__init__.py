@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rlr_core.methods.base import Method
 
 METHODS: dict[str, str] = {
-    "adaptive": "rlr_core.methods.adaptive:Adaptive",
     "auto": "rlr_core.methods.auto:Auto",
+    "adaptive": "rlr_core.methods.adaptive:Adaptive",
     "rlr": "rlr_core.methods.rlr:Rlr",
     "full": "rlr_core.methods.full:Full",
     "truncated": "rlr_core.methods.truncated:Truncated",

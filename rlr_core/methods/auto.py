@@ -23,6 +23,8 @@ TRIAL = 1_000_000_000
 TRIAL_UPDATES = 5
 PROBES = 32
 """At least how many pictures tell what the trial has brought."""
+GROUPS = (4, 3, 2)
+"""How many pictures of a prompt are compared where the settings ask for one: what divides the batch."""
 SURE = 2.0
 """Standard errors above 0 from which on the rise of their reward is no chance."""
 
@@ -54,6 +56,8 @@ class Auto(Method):
             self.parents.append(Adaptive(problem, options))
         self.follows = 0
         """Place of the parent that updates are left to."""
+        self.group: int | None = None
+        """Pictures of a prompt that are compared; None is as many as the run's settings say."""
         self.tried = len(self.parents) == 1
         self.comparing.divide(whole=not self.tried)
 
@@ -69,6 +73,9 @@ class Auto(Method):
     # --- the trial ---
 
     def prepare(self, draw: Draw) -> None:
+        groups = draw(TRIAL - 1).groups
+        if len(groups.unique()) == len(groups):  # the settings suit a gradient, which takes each prompt once
+            self.group = next((n for n in GROUPS if len(groups) % n == 0), len(groups))
         if self.tried:
             return
         parent = self.parents[1]
@@ -128,7 +135,7 @@ class Auto(Method):
 
     @property
     def per_prompt(self) -> int | None:
-        return self.followed.per_prompt
+        return self.followed.per_prompt if self.follows else self.group
 
     def collect(self, batch: Batch, step: int) -> Any | Pending:
         return self.followed.collect(batch, step)

@@ -42,7 +42,7 @@ def in_words(data: Mapping[str, Any]) -> str:
     """What the run is at, from the data of a progress or a sampler_step event: 'sampling picture 5 of 16,
     step 3 of 20'."""
     phase, done, total = data["phase"], data["done"], data["total"]
-    words: str = PHASES.get(phase, phase)
+    words = PHASES.get(phase) or str(phase)
     if not total:
         return words
     if phase == "prompts":

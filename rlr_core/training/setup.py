@@ -158,7 +158,8 @@ def _adapter(model: DiffusionModel, config: TrainConfig) -> Adapter:
     """A new adapter, or the one in the file that config.lora.start_from names."""
     lora = config.lora
     if lora.start_from is None:
-        return attach(model, lora.rank, lora.alpha, lora.targets, config.seed, lora.text_encoder)
+        seed, text = config.seed, lora.text_encoder
+        return attach(model, lora.rank, lora.alpha, lora.targets, seed, text, lora.denoisers)
     return apply_lora(model, Path(lora.start_from).expanduser())
 
 

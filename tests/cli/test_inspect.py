@@ -13,6 +13,7 @@ from tiny_pipelines import write_pipeline
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.lora import attach
 from rlr_core.training import memory
+from rlr_core.training.peak import peak_bytes
 from rlr_core.training.preflight import GIB
 
 not_old = pytest.mark.skipif(OLD, reason="torch before 2.6 may not compute this without weights")
@@ -80,27 +81,42 @@ def test_the_memory_model_finds_what_autograd_keeps_at_its_worst_moment():
     """Two layers in a row: at the worst moment both results, their input and one gradient live together."""
     one = 1000 * 1000 * 4
     x = torch.zeros(1000, 1000, device="meta", requires_grad=True)
-    peak = memory.peak_bytes(lambda: x.sin().cos())
+    peak = peak_bytes(lambda: x.sin().cos())
     assert 2 * one <= peak <= 4.2 * one
     weight = torch.zeros(1000, 1000, device="meta")
-    assert memory.peak_bytes(lambda: x @ weight.t(), [weight]) < 3.2 * one
+    assert peak_bytes(lambda: x @ weight.t(), [weight]) < 3.2 * one
 
 
 @pytest.mark.slow
 @not_old
 def test_checkpointing_and_fewer_bits_take_less(tiny_sd_folder):
     model = memory.outline(tiny_sd_folder)
-    plain, saving = (memory.need(model, SIZE, checkpointing)[0] for checkpointing in (False, True))
+    needs = memory.needs(model, SIZE)
+    plain, saving = needs.plain, needs.checkpointed
     assert saving.step < plain.step and saving.picture < plain.picture
     sizes = [memory.weight_bytes(model, bits) for bits in (16, 8, 4)]
     assert sizes == sorted(sizes, reverse=True)
-    assert memory.least(model, SIZE) < 0.1 * GIB
-    assert all(fit is not None and fit.micro_batch == 4 for fit in memory.fits(model, SIZE).values())
+    assert memory.least(model, needs) < 0.1 * GIB
+    assert all(fit is not None and fit.micro_batch == 4 for fit in memory.fits(model, needs).values())
 
 
 @pytest.mark.slow
 @not_old
 def test_a_card_that_is_too_small_is_told_so(tiny_sd_folder, monkeypatch):
     monkeypatch.setattr(memory, "CARDS", (1, 8))
-    found = memory.fits(memory.outline(tiny_sd_folder), SIZE)
+    model = memory.outline(tiny_sd_folder)
+    found = memory.fits(model, memory.needs(model, SIZE))
     assert found[1] is None and found[8] is not None
+
+
+def test_operations_on_equal_shapes_are_worked_out_once_and_counted_every_time():
+    """Views of one storage are no new bytes, results that are kept are, known or not."""
+    one = 1000 * 1000 * 4
+    x = torch.zeros(1000, 1000, device="meta", requires_grad=True)
+
+    def kept(count):
+        return peak_bytes(
+            lambda: torch.stack([(x.view(-1).view_as(x) + 1).exp().sum() for _ in range(count)])
+        )
+
+    assert kept(9) - kept(3) == pytest.approx(6 * one, rel=0.05)

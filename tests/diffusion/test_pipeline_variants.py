@@ -10,6 +10,7 @@ import pytest
 import torch
 from pipeline_runs import chain_of, diffusers_pipeline, our_pictures, pipeline_pictures
 from tiny_pipelines import write_pipeline
+from wan_names import original_layout
 
 from rlr_core.config import SamplerConfig
 from rlr_core.diffusion.models.loading import load_model
@@ -81,17 +82,6 @@ def test_wan_with_its_published_scheduler_gets_even_shifted_levels(tmp_path):
     assert [step.timestep for step in steps] == pytest.approx([1000 * s for s in shifted], rel=1e-5)
 
 
-ORIGINAL_NAMES = (
-    (".attn1.", ".self_attn."), (".attn2.", ".cross_attn."), (".to_q.", ".q."), (".to_k.", ".k."),
-    (".to_v.", ".v."), (".to_out.0.", ".o."), ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2"),
-    (".norm2.", ".norm3."), ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
-    ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
-    ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
-    ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
-    ("condition_embedder.time_proj", "time_projection.1"), ("proj_out", "head.head"),
-)  # fmt: skip
-
-
 def in_the_original_layout(folder):
     """Put the transformer's weights into one file as ComfyUI's users have it."""
     from safetensors.torch import load, save_file
@@ -99,16 +89,7 @@ def in_the_original_layout(folder):
     (file,) = (folder / "transformer").glob("*.safetensors")
     tensors = load(file.read_bytes())
     file.unlink()
-    original = {}
-    for name, tensor in tensors.items():
-        for ours, theirs in ORIGINAL_NAMES:
-            name = name.replace(ours, theirs)
-        table = (
-            "head.modulation"
-            if name == "scale_shift_table"
-            else name.replace("scale_shift_table", "modulation")
-        )
-        original[table] = tensor
+    original = original_layout(tensors)
     save_file(original, folder / "transformer/wan2.1_t2v.safetensors")
     return original, folder / "transformer/wan2.1_t2v.safetensors"
 
@@ -137,13 +118,6 @@ def test_the_turbo_takes_no_guidance(tmp_path):
         for name in ("Z-Image-Turbo", "Z-Image")
     )
     assert (turbo, base) == ("none", "cfg")
-
-
-def test_wan_with_two_transformers_is_refused(tmp_path):
-    folder = write_pipeline("wan", tmp_path)
-    change(folder / "model_index.json", boundary_ratio=0.875)
-    with pytest.raises(UserError, match="two transformers"):
-        load_model(folder, device="cpu")
 
 
 @pytest.mark.slow

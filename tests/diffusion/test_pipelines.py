@@ -156,6 +156,8 @@ def test_a_written_lora_is_what_diffusers_loads(folder, model, targets, tmp_path
     base = our_pictures(model)
     pipeline = diffusers_pipeline(family, path)
     pipeline.load_lora_weights(file)
+    if family == "wan-2.2-a14b":
+        pipeline.load_lora_weights(file.with_stem("lora_low_noise"), load_into_transformer_2=True)
     theirs = pipeline_pictures(family, pipeline, model)
     effect = float((tuned - base).abs().max())
     print(f"{family}: effect {effect:.3f}, difference {float((tuned - theirs).abs().max()):.1e}")

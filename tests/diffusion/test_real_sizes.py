@@ -80,7 +80,8 @@ def test_a_checkpoint_of_stable_diffusion_xl_loads_whole_and_denoises(sdxl):
 
 
 def test_stable_diffusion_xl_trains_at_1024_on_a_card_of_12_gb(sdxl):
-    found = memory.fits(memory.outline(sdxl), memory.Size(1024, 1024))
+    model = memory.outline(sdxl)
+    found = memory.fits(model, memory.needs(model, memory.Size(1024, 1024)))
     assert found[8] is None and found[12] is not None and found[12].gradient_checkpointing
     print({card: str(fit) for card, fit in found.items()})
 
@@ -117,7 +118,8 @@ def test_a_transformer_of_6_b_says_what_it_needs_and_is_refused_where_main_memor
 
     numbers = read_header(z_image / "transformer/diffusion_pytorch_model.safetensors").numbers
     assert sum(numbers.values()) == pytest.approx(6.15e9, rel=0.01)
-    found = memory.fits(memory.outline(z_image), memory.Size(1024, 1024))
+    model = memory.outline(z_image)
+    found = memory.fits(model, memory.needs(model, memory.Size(1024, 1024)))
     print({card: str(fit) for card, fit in found.items()})
     assert found[24] is not None and found[24].bits == 16 and found[12] is not None and found[12].bits == 4
 

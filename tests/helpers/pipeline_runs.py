@@ -31,7 +31,7 @@ def diffusers_pipeline(family: str, folder: Any, **parts: Any) -> Any:
 
 
 def frames_of(family: str) -> int:
-    return {"wan": 5, "animatediff": 3}.get(family, 1)
+    return {"wan": 5, "wan-2.2-a14b": 5, "animatediff": 3}.get(family, 1)
 
 
 def sampler_of(family: str, guidance: float = 1.0, eta: float = 0.0, steps: int = 4) -> SamplerConfig:

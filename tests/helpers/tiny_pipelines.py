@@ -371,7 +371,13 @@ def flux2(distilled: bool = False, **changes: Any) -> Any:
     )
 
 
-def wan(vae: dict[str, Any] | None = None, expand_timesteps: bool = False, **changes: Any) -> Any:
+def wan(
+    vae: dict[str, Any] | None = None,
+    expand_timesteps: bool = False,
+    boundary: float | None = None,
+    **changes: Any,
+) -> Any:
+    """boundary: share of the training's timesteps below which there is a second transformer."""
     from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
     settings = {
@@ -402,7 +408,13 @@ def wan(vae: dict[str, Any] | None = None, expand_timesteps: bool = False, **cha
         tokenizer=letter_tokenizer(),
         scheduler=flow_scheduler(shift=3.0),
         expand_timesteps=expand_timesteps,
+        transformer_2=None if boundary is None else WanTransformer3DModel(**settings | changes),
+        boundary_ratio=boundary,
     )
+
+
+def wan_two_denoisers(**changes: Any) -> Any:
+    return wan(boundary=0.8, **changes)
 
 
 def animatediff(**changes: Any) -> Any:
@@ -449,5 +461,6 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "z-image": z_image,
     "flux2": flux2,
     "wan": wan,
+    "wan-2.2-a14b": wan_two_denoisers,
     "animatediff": animatediff,
 }

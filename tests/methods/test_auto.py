@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lessons import Workbench
@@ -71,7 +73,8 @@ def test_without_a_gradient_nothing_is_tried(tiny_model):
     bench = make(tiny_model, black_box=True)
     draw, method = Drawing(bench), bench.method("auto")
     method.prepare(draw)
-    assert draw.asked == [] and method.followed.name == "p_graft"
+    assert all(step < TRIAL for step, _ in draw.asked) and method.followed.name == "p_graft"
+    assert method.per_prompt is None
 
 
 def test_trial_is_made_once_on_batches_of_its_own(tiny_model):
@@ -82,9 +85,10 @@ def test_trial_is_made_once_on_batches_of_its_own(tiny_model):
     assert steps == [*range(TRIAL, TRIAL + TRIAL_UPDATES)]
     again = bench.method("auto")
     again.load_state_dict(method.state_dict())
-    asked = len(draw.asked)
     again.prepare(draw)
-    assert len(draw.asked) == asked and again.followed.name == method.followed.name
+    assert [
+        step for step, _ in draw.asked if step >= TRIAL
+    ] == steps and again.followed.name == method.followed.name
 
 
 @pytest.mark.slow
@@ -117,3 +121,11 @@ def test_the_gradient_takes_each_prompt_once_and_comparisons_take_groups(tiny_mo
     method.prepare(draw)
     assert {asked for step, asked in draw.asked if step >= TRIAL} == {1}
     assert method.per_prompt == per_prompt
+
+
+@pytest.mark.parametrize(("prompts", "group"), [(8, 4), (6, 3), (2, 2), (5, 5)])
+def test_where_the_settings_say_one_picture_of_a_prompt_several_are_compared(tiny_model, prompts, group):
+    bench = make(tiny_model, black_box=True)
+    method = bench.method("auto")
+    method.prepare(lambda step, per_prompt=None: SimpleNamespace(groups=torch.arange(prompts)))
+    assert method.per_prompt == group

@@ -92,10 +92,13 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         plain: Any = folders.load_network(UNet2DConditionModel, folder / "unet", dtype)
         motion: Any = folders.load_network(MotionAdapter, folder / "motion_adapter", dtype)
         unet = UNetMotionModel.from_unet2d(plain, motion)
+    encoder = folders.load_clip(folder / "text_encoder", dtype)
+    tokenizer = folders.load_tokenizer(folder / "tokenizer", clip=True)
+    folders.check_vocabulary(tokenizer, encoder, folder / "tokenizer")
     return {
         "unet": unet,
         "vae": folders.load_network(AutoencoderKL, folder / "vae", dtype),
-        "text_encoder": folders.load_clip(folder / "text_encoder", dtype),
-        "tokenizer": folders.load_tokenizer(folder / "tokenizer", clip=True),
-        "scheduler_config": folders.scheduler_config(folder),
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
+        "scheduler_config": folders.scheduler_config(folder, "DDIMScheduler"),
     }

@@ -23,6 +23,10 @@ lengths of their own, a boolean 'mask' [N, L] says which places of the others [N
 first on; the engine fills up and cuts off to the length that a batch needs."""
 
 
+NOISES = ("high_noise", "low_noise")
+"""What each of two denoisers is for."""
+
+
 class NoiseLevel(NamedTuple):
     """A level of the forward process: x_t = alpha * x_0 + sigma * noise."""
 
@@ -49,7 +53,7 @@ class DiffusionModel(ABC):
     """The networks that an adapter can go into, by name: {'unet': ..., 'text_encoder': ...}. Frozen. A layer
     is called '<network>.<module path>' everywhere in the engine."""
     denoisers: tuple[str, ...]
-    """Which of `networks` denoise; the others are text encoders."""
+    """Which of `networks` denoise; the others are text encoders. Of two, the first is for much noise."""
     device: torch.device
     dtype: torch.dtype
     """The type of the frozen weights; latents are float32 everywhere."""
@@ -207,6 +211,14 @@ class DiffusionModel(ABC):
                 )
             layers += [f"{network}.{path}" for path in paths]
         return layers
+
+    def denoisers_for(self, noise: str) -> tuple[str, ...]:
+        """Which denoisers 'all', 'high_noise' or 'low_noise' means. Raises UserError if there is only one."""
+        if noise == "all":
+            return self.denoisers
+        if len(self.denoisers) < len(NOISES):
+            raise UserError(f"{self.name} has one denoiser for all noise; set lora.denoisers to all.")
+        return (self.denoisers[NOISES.index(noise)],)
 
     def _frequent_names(self, network: str, count: int = 6) -> list[str]:
         """The most frequent last names of adaptable layers ('to_out.0' counts as one)."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlr_core.diffusion import kernels
-from rlr_core.diffusion.models import folders, text_parts
+from rlr_core.diffusion.models import descriptions, folders, text_parts
 from rlr_core.diffusion.models.base import DiffusionModel, NoiseLevel, Rows
 from rlr_core.diffusion.models.decoder_checkpointing import DecoderCheckpointing
 from rlr_core.diffusion.models.quiet import quiet_libraries
@@ -35,7 +35,7 @@ ROOM = 1.2
 class FlowTransformer(DiffusionModel):
     """A transformer that says noise - picture, on the latents of an autoencoder, from a diffusers folder."""
 
-    denoisers = ("transformer",)
+    denoisers: tuple[str, ...] = ("transformer",)
     prediction = "flow"
     quantizable = True
     lora_layouts = ("comfy",)
@@ -93,24 +93,24 @@ class FlowTransformer(DiffusionModel):
         if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
             raise UserError(f"{path} needs PyTorch 2.5 or newer; this is {torch.__version__}.")
         text_parts.check(cls, path)
-        folders.check_main_memory([path / "transformer"], dtype)
+        folders.check_main_memory([path / name for name in cls.denoisers], dtype)
         float32 = cls.float32_vae or device.type == "cpu"
         return cls(
             folder=path,
-            transformer=cls._load_transformer(path, dtype, bits),
+            **{name: cls._load_denoiser(path / name, dtype, bits) for name in cls.denoisers},
             vae=folders.load_network(
                 folders.diffusers_class(cls.vae_class), path / "vae", torch.float32 if float32 else dtype
             ),
-            scheduler_config=folders.scheduler_config(path),
+            scheduler_config=folders.scheduler_config(path, "FlowMatchEulerDiscreteScheduler"),
             device=device,
             dtype=dtype,
         )
 
     @classmethod
-    def _load_transformer(cls, path: Path, dtype: torch.dtype, bits: int | None) -> Any:
+    def _load_denoiser(cls, path: Path, dtype: torch.dtype, bits: int | None) -> Any:
         network = folders.diffusers_class(cls.transformer_class)
         options = {} if bits is None else {"quantization_config": _quantization(bits, dtype)}
-        return folders.load_network(network, path / "transformer", dtype, **options)
+        return folders.load_network(network, path, dtype, **options)
 
     def _latent_scale(self) -> int:
         """Pixels per latent, each way."""
@@ -125,7 +125,7 @@ class FlowTransformer(DiffusionModel):
         """What diffusers' pipeline feeds its transformer, by the family's own names."""
         if self._text is None:
             self._text = self._load_text()
-        with torch.no_grad():
+        with torch.no_grad(), descriptions.reading(f"The text encoders in {self.folder} cannot encode"):
             return self._encode(self._text, list(prompts))
 
     @abstractmethod
@@ -158,20 +158,20 @@ class FlowTransformer(DiffusionModel):
 
     def _make_room_for(self, encoders: Sequence[Any]) -> None:
         """Take transformer and autoencoder off a device without room for text encoders beside them."""
-        if self.device.type != "cuda":
-            return
         size = sum(p.nbytes for encoder in encoders for p in encoder.parameters())
-        if torch.cuda.mem_get_info(self.device)[0] < ROOM * size:
-            for network in (*self.networks.values(), self.vae):
-                network.to("cpu")
+        if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < ROOM * size:
+            self._move(torch.device("cpu"))
             self._away = True
+
+    def _move(self, device: torch.device) -> None:
+        for network in (*self.networks.values(), self.vae):
+            network.to(device)
 
     def release_text_encoders(self) -> None:
         """Drop them; they are loaded again where further prompts come."""
         self._text = None
         if self._away:
-            for network in (*self.networks.values(), self.vae):
-                network.to(self.device)
+            self._move(self.device)
             self._away = False
 
     # --- sampling ---

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rlr_core.common import weights as weight_files
+from rlr_core.diffusion.models import descriptions
 from rlr_core.diffusion.models.clip_text_encoder import clip_text_encoder
 from rlr_core.errors import UserError
 
@@ -21,6 +22,8 @@ INDEX = "model_index.json"
 OWN_NAMES = ("diffusion_pytorch_model", "model")
 """Beginnings of the names of the files that diffusers and transformers write."""
 GIB = 2**30
+LONGEST_PROMPT = 2**12
+"""Tokens that no CLIP text encoder reads."""
 
 _outline: ContextVar[bool] = ContextVar("outline", default=False)
 
@@ -54,7 +57,7 @@ def index(folder: Path) -> dict[str, Any]:
     """model_index.json; empty where there is none that can be read."""
     try:
         found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -76,25 +79,40 @@ def check_parts(folder: Path, networks: Iterable[str], tokenizers: Iterable[str]
         raise UserError(f"{folder} is incomplete: no {', '.join(missing)}; copy the whole folder again.")
 
 
-def scheduler_config(folder: Path) -> dict[str, Any]:
-    """The settings in scheduler/scheduler_config.json."""
-    try:
-        config = json.loads((folder / "scheduler/scheduler_config.json").read_text("utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it holds no settings")
-        return config
-    except (OSError, ValueError) as error:
-        raise UserError(f"The scheduler in {folder} cannot be read: {error}") from error
+def scheduler_config(folder: Path, scheduler: str) -> dict[str, Any]:
+    """The settings in scheduler/scheduler_config.json, for a class of diffusers."""
+    unreadable = f"The scheduler in {folder} cannot be read"
+    config = descriptions.read(folder / "scheduler/scheduler_config.json", unreadable)
+    with descriptions.reading(unreadable):
+        diffusers_class(scheduler).from_config(config)
+    return config
 
 
 def load_tokenizer(folder: Path, clip: bool = False) -> Any:
     """The tokenizer in a folder: CLIP's, or one of the class that it says."""
     from transformers import AutoTokenizer, CLIPTokenizer
 
-    try:
-        return (CLIPTokenizer if clip else AutoTokenizer).from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"The tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+    unreadable = f"The tokenizer in {folder} cannot be read"
+    with descriptions.reading(unreadable):
+        tokenizer = (CLIPTokenizer if clip else AutoTokenizer).from_pretrained(folder, local_files_only=True)
+        length = tokenizer.model_max_length
+        if not isinstance(length, int | float) or length < 1:
+            raise ValueError(f"model_max_length is {length!r}")
+        if isinstance(tokenizer, CLIPTokenizer) and length > LONGEST_PROMPT:
+            raise ValueError(f"model_max_length is {length:,}, more than a CLIP text encoder reads")
+        if tokenizer.pad_token is None:
+            raise ValueError("it has no pad_token")
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Any, encoder: Any, folder: Path) -> None:
+    """Raise UserError if a tokenizer has more tokens than its text encoder. folder: the tokenizer's."""
+    known = encoder.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        raise UserError(
+            f"{folder} has {len(tokenizer):,} tokens, and its text encoder knows {known:,}; copy the folder "
+            "again."
+        )
 
 
 def diffusers_class(name: str) -> Any:
@@ -109,11 +127,15 @@ def load_network(network: Any, folder: Path, dtype: torch.dtype, **options: Any)
     """A network from its folder, of a class of diffusers or transformers, on the CPU unless `options` say
     otherwise: from_pretrained itself would fill gaps with noise. Raises UserError."""
     files, variant = weights_of(folder)
-    if (module := outline(lambda: network.from_config(network.load_config(folder)), dtype)) is not None:
-        return module
+    config = descriptions.read(folder / "config.json", f"{folder} cannot be loaded")
+    weights = sum(len(weight_files.read_header(file).shapes) for file in files)
+    descriptions.check_layers(config, weights, folder)
+    with descriptions.reading(f"{folder} cannot be loaded"):
+        if (module := outline(lambda: network.from_config(network.load_config(folder)), dtype)) is not None:
+            return module
     if len(files) == 1 and not files[0].name.startswith(OWN_NAMES):
         return _load_file(network, files[0], folder, dtype, **options)
-    try:
+    with descriptions.reading(f"{folder} cannot be loaded"):
         module, info = network.from_pretrained(
             folder,
             torch_dtype=dtype,
@@ -123,8 +145,6 @@ def load_network(network: Any, folder: Path, dtype: torch.dtype, **options: Any)
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     _refuse_gaps(folder, [*info["missing_keys"], *info["mismatched_keys"]])
     return module
 
@@ -134,14 +154,13 @@ def _load_file(network: Any, file: Path, folder: Path, dtype: torch.dtype, **opt
     kind = weight_files.kind(file)
     if kind in ("quantized", "lora"):
         raise UserError(f"{file} is {weight_files.KINDS[kind]}.")
-    try:
-        module = network.from_single_file(
-            str(file), config=str(folder), torch_dtype=dtype, local_files_only=True, **options
-        )
-    except NotImplementedError as error:  # a weight that the file lacks stays on the meta device
-        raise UserError(f"{file} is incomplete: weights are missing; download it again.") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} cannot be loaded: {str(error).splitlines()[0]}") from error
+    with descriptions.reading(f"{file} cannot be loaded"):
+        try:
+            module = network.from_single_file(
+                str(file), config=str(folder), torch_dtype=dtype, local_files_only=True, **options
+            )
+        except NotImplementedError as error:  # a weight that the file lacks stays on the meta device
+            raise UserError(f"{file} is incomplete: weights are missing; download it again.") from error
     if options:  # quantized weights are fewer numbers
         return module
     there = sum(weight_files.read_header(file).numbers.values())
@@ -159,15 +178,16 @@ def load_clip(folder: Path, dtype: torch.dtype, projection: bool = False) -> nn.
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     files, _ = weights_of(folder)
-    try:
+    with descriptions.reading(f"{folder} cannot be loaded"):
+        described = descriptions.read(folder / "config.json", f"{folder} cannot be loaded")
+        weights = sum(len(weight_files.read_header(file).shapes) for file in files)
+        descriptions.check_layers(described, weights, folder)
         config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
         kind = CLIPTextModelWithProjection if projection else CLIPTextModel
         if (module := outline(lambda: kind(config), dtype)) is not None:
             return module
         tensors = {name: tensor for file in files for name, tensor in weight_files.read_tensors(file).items()}
         module, missing, _ = clip_text_encoder(tensors, config, dtype, projection)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     _refuse_gaps(folder, missing)
     return module
 

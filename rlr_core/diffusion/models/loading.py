@@ -24,6 +24,7 @@ FAMILIES: dict[str, str | type[DiffusionModel]] = {
     "z-image": "rlr_core.diffusion.models.z_image:ZImage",
     "flux2": "rlr_core.diffusion.models.flux2:Flux2Klein",
     "wan": "rlr_core.diffusion.models.wan:Wan",
+    "wan-2.2-a14b": "rlr_core.diffusion.models.wan_two_denoisers:WanTwoDenoisers",
     "animatediff": "rlr_core.diffusion.models.animatediff:AnimateDiff",
 }
 """Family name -> 'module:Class' (or the class). A new family is one new file and one line here."""
@@ -146,7 +147,7 @@ def _what_it_is(path: Path) -> str:
             return "is a folder without model_index.json, so it is no diffusers model"
         try:
             pipeline = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "has a model_index.json that cannot be read; copy the folder again"
         return f"is made for diffusers' {pipeline}, which no family here can load"
     return f"is {weights.KINDS[weights.kind(path)]}"

@@ -136,10 +136,13 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
+    encoder = folders.load_clip(folder / "text_encoder", dtype)
+    tokenizer = folders.load_tokenizer(folder / "tokenizer", clip=True)
+    folders.check_vocabulary(tokenizer, encoder, folder / "tokenizer")
     return {
         "unet": folders.load_network(UNet2DConditionModel, folder / "unet", dtype),
         "vae": folders.load_network(AutoencoderKL, folder / "vae", dtype),
-        "text_encoder": folders.load_clip(folder / "text_encoder", dtype),
-        "tokenizer": folders.load_tokenizer(folder / "tokenizer", clip=True),
-        "scheduler_config": folders.scheduler_config(folder),
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
+        "scheduler_config": folders.scheduler_config(folder, "DDIMScheduler"),
     }

@@ -205,12 +205,15 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
+    encoders = [folders.load_clip(folder / name, dtype, name != ENCODERS[0]) for name in ENCODERS]
+    tokenizers = [folders.load_tokenizer(folder / name, clip=True) for name in TOKENIZERS]
+    for tokenizer, encoder, name in zip(tokenizers, encoders, TOKENIZERS, strict=True):
+        folders.check_vocabulary(tokenizer, encoder, folder / name)
     return {
         "unet": folders.load_network(UNet2DConditionModel, folder / "unet", dtype),
         "vae": folders.load_network(AutoencoderKL, folder / "vae", dtype),
-        "text_encoder": folders.load_clip(folder / "text_encoder", dtype),
-        "text_encoder_2": folders.load_clip(folder / "text_encoder_2", dtype, projection=True),
-        "tokenizers": [folders.load_tokenizer(folder / name, clip=True) for name in TOKENIZERS],
-        "scheduler_config": folders.scheduler_config(folder),
+        **dict(zip(ENCODERS, encoders, strict=True)),
+        "tokenizers": tokenizers,
+        "scheduler_config": folders.scheduler_config(folder, "DDIMScheduler"),
         "zero_empty_prompt": bool(folders.index(folder).get("force_zeros_for_empty_prompt", True)),
     }

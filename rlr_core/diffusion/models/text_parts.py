@@ -15,6 +15,7 @@ from rlr_core.errors import UserError
 class Described(Protocol):
     """What a family says of its text encoders; see `FlowTransformer`."""
 
+    denoisers: tuple[str, ...]
     text_encoders: Mapping[str, tuple[str, ...]]
     tokenizers: tuple[str, ...]
     optional: tuple[str, ...]
@@ -25,7 +26,7 @@ def check(family: Described, folder: Path) -> None:
     prompts' turn comes."""
     networks = [part for part in family.text_encoders if part not in family.optional]
     tokenizers = [part for part in family.tokenizers if part not in family.optional]
-    folders.check_parts(folder, ("transformer", "vae", *networks), tokenizers)
+    folders.check_parts(folder, (*family.denoisers, "vae", *networks), tokenizers)
     for network in networks:
         folders.weights_of(folder / network)
 
@@ -45,6 +46,9 @@ def load(family: Described, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     for name in family.tokenizers:
         if there[name]:
             parts[name] = folders.load_tokenizer(folder / name)
+            folders.check_vocabulary(
+                parts[name], parts[name.replace("tokenizer", "text_encoder")], folder / name
+            )
     return parts
 
 

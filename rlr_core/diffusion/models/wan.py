@@ -57,22 +57,19 @@ class Wan(FlowTransformer):
         super().__init__(**parts)
         if "flow_shift" in self.scheduler_config:  # what the published scheduler calls it
             self.scheduler_config["shift"] = self.scheduler_config["flow_shift"]
+        self.denoiser = self.transformer
         self.pictures_per_latent = self.vae.config["scale_factor_temporal"]
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        return super().recognizes(path) and folders.index(path).get("boundary_ratio") is None
 
     @classmethod
     def load(
         cls, path: Path, device: torch.device, dtype: torch.dtype, bits: int | None = None
     ) -> FlowTransformer:
-        index = folders.index(path)
-        if index.get("boundary_ratio") is not None:
-            raise UserError(
-                f"{path} has two transformers, for much and for little noise, which cannot be trained "
-                "here; use Wan 2.1 or Wan 2.2 5B."
-            )
         model = super().load(path, device, dtype, bits)
-        config = model.transformer.config
-        if config["image_dim"] is not None or config["in_channels"] != config["out_channels"]:
-            raise UserError(f"{path} makes videos from pictures; use a text-to-video model.")
+        check_text_to_video(path, model.transformer)
         return model
 
     def _latent_scale(self) -> int:
@@ -115,7 +112,7 @@ class Wan(FlowTransformer):
         if self.index.get("expand_timesteps"):  # every patch is told the time
             _, _, frames, height, width = latents.shape
             times = times[:, None].expand(-1, frames * (height // self.patch) * (width // self.patch))
-        return self.transformer(
+        return self.denoiser(
             hidden_states=latents,
             timestep=times,
             encoder_hidden_states=conditioning["prompt"].to(self.dtype),
@@ -134,11 +131,18 @@ class Wan(FlowTransformer):
 
     def lora_key(self, layer: str, layout: str) -> str:
         """'diffusion_model.' and the original code's path, which ComfyUI and diffusers both know."""
-        path = layer.removeprefix("transformer.")
+        path = layer.partition(".")[2]
         for pattern, original in ORIGINAL_NAMES:
             path = re.sub(pattern, original, path)
         return f"diffusion_model.{path}"
 
     def lora_key_aliases(self, layer: str, layout: str) -> Sequence[str]:
-        """diffusers' own name."""
-        return (layer,)
+        """diffusers' own name, which is the same for a second transformer."""
+        return (f"transformer.{layer.partition('.')[2]}",)
+
+
+def check_text_to_video(path: Path, transformer: Any) -> None:
+    """Raise UserError for a transformer that is told a picture."""
+    config = transformer.config
+    if config["image_dim"] is not None or config["in_channels"] != config["out_channels"]:
+        raise UserError(f"{path} makes videos from pictures; use a text-to-video model.")

@@ -1,130 +1,51 @@
-"""LoRA files of the headless families in stock ComfyUI: every module is patched as much, no key is lost."""
+"""LoRA files of the headless families in stock ComfyUI: every module is patched as much, no key is lost, and
+pictures would be the same as in diffusers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from adapters import fill
-from native_models import flux_settings, has_class, lumina_settings, unet_settings, wan_settings
-from native_parts import base_model
-from tiny_pipelines import WIDTH, write_pipeline
+from family_twins import CHANGES, NEEDED, give_weights, native_twin, twin_output
+from native_settings import has_class
+from pipeline_runs import SIZE, frames_of
+from tiny_pipelines import write_pipeline
 
 from rlr_core.diffusion.models.loading import load_model
 from rlr_core.lora import attach
 
-
-def _unet(depths: list[int], middle: int, context: int, linear: bool, adm: int | None = None) -> dict:
-    output = [depth for depth in depths for _ in range(2)]
-    return unet_settings(context, linear, adm) | {
-        "transformer_depth": depths,
-        "transformer_depth_output": output,
-        "transformer_depth_middle": middle,
-    }
-
-
-def native_twin(family: str):
-    """ComfyUI's own network with the same numbers of blocks and the same widths."""
-    import comfy.model_base as mb
-
-    if family == "stable-diffusion-xl":
-        return base_model("SDXL", _unet([0, 2], 2, 2 * WIDTH, True, 6 * 8 + WIDTH), mb.SDXL)
-    if family == "animatediff":
-        return base_model("SD15", _unet([1, 0], 1, WIDTH, False), mb.BaseModel)
-    if family == "stable-diffusion-3":
-        settings = {
-            "in_channels": 4,
-            "patch_size": 2,
-            "depth": 2,
-            "input_size": None,
-            "pos_embed_max_size": 16,
-            "num_patches": 256,
-            "adm_in_channels": 2 * WIDTH,
-            "context_size": 2 * WIDTH,
-            "qk_norm": "rms",
-            "x_block_self_attn_layers": [0],
-            "context_embedder_config": {
-                "target": "torch.nn.Linear",
-                "params": {"in_features": 2 * WIDTH, "out_features": 128},
-            },
-            "pos_embed_scaling_factor": None,
-        }
-        return base_model("SD3", settings, mb.SD3)
-    if family == "flux":
-        return base_model("Flux", flux_settings(mlp_ratio=4.0, context_in_dim=WIDTH), mb.Flux)
-    if family == "flux2":
-        settings = flux_settings(
-            image_model="flux2",
-            vec_in_dim=None,
-            context_in_dim=3 * WIDTH,
-            axes_dim=[4, 4, 4, 4],
-            patch_size=1,
-            mlp_ratio=3.0,
-            qkv_bias=False,
-            guidance_embed=False,
-            global_modulation=True,
-            mlp_silu_act=True,
-            ops_bias=False,
-            default_ref_method="index",
-            ref_index_scale=10.0,
-            txt_ids_dims=[3],
-        )
-        return base_model("Flux2", settings, mb.Flux2)
-    if family == "qwen-image":
-        settings = {
-            "image_model": "qwen_image",
-            "in_channels": 16,
-            "out_channels": 4,
-            "num_layers": 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": WIDTH,
-            "axes_dims_rope": (4, 6, 6),
-            "patch_size": 2,
-        }
-        return base_model("QwenImage", settings, mb.QwenImage)
-    if family == "z-image":
-        settings = lumina_settings(
-            in_channels=4,
-            dim=32,
-            cap_feat_dim=WIDTH,
-            n_heads=2,
-            n_kv_heads=2,
-            axes_dims=[4, 6, 6],
-            multiple_of=1,
-            ffn_dim_multiplier=8 / 3,
-            z_image_modulation=True,
-            time_scale=1000.0,
-            pad_tokens_multiple=32,
-        )
-        return base_model("ZImage", settings, mb.Lumina2)
-    settings = wan_settings(dim=32, ffn_dim=32, freq_dim=16, text_dim=WIDTH, num_heads=2, in_dim=4, out_dim=4)
-    return base_model("WAN21_T2V", settings, mb.WAN21)
-
-
-NEEDED = {"flux2": "Flux2", "z-image": "ZImage"}
-CHANGES = {
-    "stable-diffusion-xl": {"block_out_channels": (32, 64), "norm_num_groups": 32},
-    "animatediff": {"block_out_channels": (32, 64), "norm_num_groups": 32},
-}
 FAMILIES = ("stable-diffusion-xl", "stable-diffusion-3", "flux", "qwen-image", "z-image", "flux2", "wan")
+CASES = [(family, targets) for family in FAMILIES for targets in ("attention", "all")]
+CASES += [("animatediff", "attention+ff")]
+PARTS = ((901.0, "lora.safetensors"), (401.0, "lora_low_noise.safetensors"))
+"""A timestep for each of two denoisers, and the file of each."""
 
 
-@pytest.mark.parametrize(
-    "family, targets",
-    [(family, targets) for family in FAMILIES for targets in ("attention", "all")]
-    + [("animatediff", "attention+ff")],
-)
+def write_tiny(family, folder):
+    """A tiny pipeline that ComfyUI has a network for; skips where this version has none."""
+    if family in NEEDED and not has_class(NEEDED[family]):
+        pytest.skip(f"this ComfyUI has no {family}")
+    with torch.inference_mode(False):
+        return write_pipeline(family, folder, **CHANGES.get(family, {}))
+
+
+def patched_by(twin, path):
+    """The MODEL with a LoRA file, as the stock node loads it."""
+    import comfy.sd
+    import comfy.utils
+
+    file = comfy.utils.load_torch_file(str(path), safe_load=True)
+    return comfy.sd.load_lora_for_models(twin, None, file, 1.0, 0.0)[0]
+
+
+@pytest.mark.parametrize("family, targets", CASES)
 def test_stock_comfyui_patches_every_module_by_as_much_and_loses_no_key(
     pack, family, targets, tmp_path, caplog
 ):
     import comfy.lora
-    import comfy.sd
-    import comfy.utils
 
-    if family in NEEDED and not has_class(NEEDED[family]):
-        pytest.skip(f"this ComfyUI has no {family}")
     with torch.inference_mode(False):
-        folder = write_pipeline(family, tmp_path / "model", **CHANGES.get(family, {}))
+        folder = write_tiny(family, tmp_path / "model")
         adapter = fill(attach(load_model(folder, device="cpu"), rank=4, alpha=10, targets=targets))
         path = adapter.save(tmp_path / "lora.safetensors")
         modules = adapter.modules().values()
@@ -132,9 +53,7 @@ def test_stock_comfyui_patches_every_module_by_as_much_and_loses_no_key(
                        for m in modules)  # fmt: skip
     caplog.clear()
     with torch.inference_mode():
-        twin = native_twin(family)
-        file = comfy.utils.load_torch_file(str(path), safe_load=True)
-        patched, _ = comfy.sd.load_lora_for_models(twin, None, file, 1.0, 0.0)
+        patched = patched_by(native_twin(family), path)
         weights = dict(patched.model.named_parameters())
         found = 0.0
         for key, patches in patched.patches.items():
@@ -145,3 +64,44 @@ def test_stock_comfyui_patches_every_module_by_as_much_and_loses_no_key(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert sum(map(len, patched.patches.values())) == len(modules)
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("family, targets", [*CASES, ("wan-2.2-a14b", "all")])
+def test_stock_comfyui_puts_out_what_diffusers_does_with_the_lora_and_without(
+    pack, family, targets, tmp_path
+):
+    with torch.inference_mode(False):
+        model = load_model(write_tiny(family, tmp_path / "model"), device="cpu")
+        without_motion(model.networks[model.denoisers[0]])
+        height, width = SIZE.values()
+        shape = model.latent_shape(height, width, frames_of(family))
+        latents = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        rows = model.encode_prompts(["a cat", "a dog"])  # of one length: no mask
+    for denoiser, (time, name) in enumerate(PARTS[: len(model.denoisers)]):
+        with torch.inference_mode():
+            twin = native_twin(family)
+            give_weights(family, twin, model.networks[model.denoisers[denoiser]])
+            native_base = twin_output(family, twin, model, latents, time, rows)
+        with torch.no_grad():
+            base = model.denoise(latents, time, rows)
+            adapter = fill(attach(model, rank=4, alpha=10, targets=targets), std=0.2)
+            adapted = model.denoise(latents, time, rows)
+            adapter.save(tmp_path / "lora.safetensors")
+            adapter.detach()
+        with torch.inference_mode():
+            native = twin_output(family, patched_by(twin, tmp_path / name), model, latents, time, rows)
+        effect = (adapted - base).norm()
+        error, adapted_error = (native_base - base).norm() / base.norm(), (native - adapted).norm() / effect
+        print(f"{family}, {targets}: base {error:.1e}; with the LoRA {adapted_error:.1e} of its effect, "
+              f"{effect / base.norm():.2f} of the output")  # fmt: skip
+        assert effect > 0.02 * base.norm()
+        assert error < 1e-4
+        assert adapted_error < 1e-3
+
+
+def without_motion(network):
+    """A video's pictures by themselves: stock ComfyUI has no layers between them."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if ".motion_modules." in name and ".proj_out." in name:
+                parameter.zero_()
