@@ -268,7 +268,7 @@ def report(comparison: Comparison) -> str:
             ends = "" if gain.low is None else f" [{gain.low:+.3g}, {gain.high:+.3g}]"
             rate = comparison.win_rate(name, reward)
             wins = f"wins {percent(rate)} of the pairs"
-            lines.append(f"  {name} {mean:.4g}: {wins}, {gain.mean:+.3g}{ends}; {_sure(rate)}")
+            lines.append(f"  {name}: {mean:.4g}, {wins}, {gain.mean:+.3g}{ends}; {_sure(rate)}")
     return "\n".join(lines)
 
 

@@ -91,8 +91,8 @@ LAYOUT: dict[str, dict[str, Any]] = {
                 "1", ("2", 150), "3",
                 note("**Words that can be read.** The prompts quote words; the *reward* is the share of "
                      "their letters that an OCR finds right.\n\nIt needs two packages in ComfyUI's own "
-                     "Python:\n\n`pip install rapidocr onnxruntime`\n\nChoose your checkpoint and press Run. SDXL "
-                     f"and newer models write better from the start.\n\n{PLAIN}", 290),
+                     "Python:\n\n`pip install rapidocr onnxruntime`\n\nChoose your checkpoint and press Run. "
+                     f"SDXL and newer models write better from the start.\n\n{PLAIN}", 290),
             ]),
             ("2  Train", 400, ["4"]),
             ("3  Keep and compare", 310, ["5", "6"]),

@@ -49,7 +49,7 @@ def test_a_lora_that_brightens_wins_at_brightness(pack, parts):
     assert grid.ndim == 4 and grid.shape[0] == 1 and grid.shape[-1] == 3 and grid.std() > 0.05
     first, base, lora = told.splitlines()
     assert first.startswith("16 pictures of 8 prompts each")
-    before, after = (float(re.search(r"(?:base|LoRA) (0\.\d+)", line)[1]) for line in (base, lora))
+    before, after = (float(re.search(r"(?:base|LoRA:) (0\.\d+)", line)[1]) for line in (base, lora))
     wins = re.search(r"wins (\d+) % \[(\d+), (\d+)\]", lora)
     assert after > before and int(wins[1]) > 80 and int(wins[2]) <= int(wins[1]) <= int(wins[3])
     assert lora.endswith("better")
@@ -79,7 +79,9 @@ def test_strengths_go_from_nothing_to_more(run, parts):
     told = run("RLR_Compare", **parts, **FEW, strengths="0, 0.5 1;1")[1]
     names = [line.split(":")[0] for line in told.splitlines()[2:]]
     assert [name.rsplit(" ", 1)[0].strip() for name in names] == ["LoRA at 0.5", "LoRA at 1"]
-    means = [float(re.search(r"(?:base|LoRA at [\d.]+) (0\.\d+)", line)[1]) for line in told.splitlines()[1:]]
+    means = [
+        float(re.search(r"(?:base|LoRA at [\d.]+:) (0\.\d+)", line)[1]) for line in told.splitlines()[1:]
+    ]
     assert means == sorted(means)
 
 
@@ -97,7 +99,7 @@ def test_two_loras_and_the_parts_of_a_combination(run, parts):
         "LoRA",
     ]
     told = run("RLR_Compare", **parts, **FEW, lora_b=half, strengths="1")[1]
-    assert "brightness: LoRA A " in told and "LoRA B" in told and "base" not in told
+    assert "brightness: LoRA A " in told and "LoRA B: " in told and "base" not in told
 
 
 def test_the_lora_that_a_model_wears_is_taken_off(run, parts, brighter):
