@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MOST = 1024
 """Pictures in all."""
 MOST_STRENGTHS = 8
-ROWS = 12
+ROWS = 8
 """Of the grid."""
 BASE = "base"
 SETTINGS = {name: f"sampler.{name}" for name in ("steps", "guidance", "width", "height")}

@@ -161,7 +161,7 @@ def test_the_pack_imports_where_there_is_no_comfyui(monkeypatch):
 
 def test_every_node_has_a_help_page_that_names_its_inputs():
     ours = {name: what for name, what in DEFINITIONS.items() if name.startswith("RLR_")}
-    assert len(ours) == 16
+    assert len(ours) == 18
     for name, definition in ours.items():
         page = (ROOT / "nodes/web/docs" / f"{name}.md").read_text(encoding="utf-8")
         for input_name, *_ in definition["inputs"]:
@@ -183,6 +183,8 @@ def test_tables_of_inputs_in_help_pages_say_what_the_tooltips_say():
         "RLR_Rate",
         "RLR_Preferences",
         "RLR_TrainSettings",
+        "RLR_Compare",
+        "RLR_Runs",
     }
     for name in written:
         assert pages[name] == with_inputs(pages[name], texts[name]), name
