@@ -59,7 +59,6 @@ class Auto(Method):
         self.group: int | None = None
         """Pictures of a prompt that are compared; None is as many as the run's settings say."""
         self.tried = len(self.parents) == 1
-        self.comparing.divide(whole=not self.tried)
 
     @classmethod
     def check(cls, options: MethodConfig, sampler: SamplerConfig, batch: int) -> None:
@@ -81,6 +80,7 @@ class Auto(Method):
         parent = self.parents[1]
         start = [parameter.detach().clone() for parameter in self.problem.parameters]
         remembered = parent.state_dict()
+        self.comparing.divide(whole=True)
         try:
             before = self._probe(draw)
             self._try(parent, draw)
@@ -88,6 +88,7 @@ class Auto(Method):
         except BaseException:  # a run that goes on tries again, from the same start
             self._install(start)
             parent.load_state_dict(remembered)
+            self.comparing.divide()
             raise
         risen = float(rise.mean()) > SURE * float(rise.std()) / len(rise) ** 0.5
         if not risen:

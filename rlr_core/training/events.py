@@ -26,6 +26,7 @@ PHASES = {
     "loading": "loading the model",
     "prompts": "encoding prompts",
     "memory": "checking that it fits into memory",
+    "preparing": "finding out how to learn from the reward",
     "rollout": "sampling",
     "reward": "scoring",
     "backward": "learning",

@@ -86,6 +86,8 @@ class Pace:
             if not self._evaluating:
                 self._update_is_over()
             self._evaluating, self._part = True, share
+        elif phase == "preparing":  # at its beginning and its end: it is no part of an update
+            self._part, self._began = 0.0, self.clock()
         elif phase in ("rollout", "reward"):
             self._part = share / (1 + LEARNING)
         elif phase == "backward":

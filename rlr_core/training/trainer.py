@@ -126,7 +126,9 @@ class Trainer:
     def prepare(self) -> None:
         """Let the method measure what its first update is planned from, if it has to."""
         if self.parts.reward.evaluable:  # nobody is asked about pictures that are only measured
+            self.journal.progress("preparing")
             self.parts.method.prepare(self.parts.batches.draw)
+            self.journal.progress("preparing")
 
     def update(self) -> dict[str, Any] | Pending:
         """One update: a row of metrics.jsonl, or what has to be waited for."""

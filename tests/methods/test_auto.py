@@ -59,6 +59,7 @@ def test_signal_that_moves_the_reward_is_followed(tiny_model, sign, follows):
     start = [parameter.detach().clone() for parameter in bench.problem.parameters]
     method.prepare(Drawing(bench))
     assert method.followed.name == follows
+    assert bool(method.chain.base_steps) == (follows == "p_graft")  # its LoRA leaves the last steps alone
     stayed = all(map(torch.equal, start, bench.problem.parameters))
     assert stayed == (follows == "p_graft")  # the run goes on from a trial that was good
     alone = bench.method(follows)
@@ -103,8 +104,10 @@ def test_interrupted_trial_leaves_the_weights_as_they_were(tiny_model):
             raise KeyboardInterrupt
         return draw(step, per_prompt)
 
+    assert method.chain.base_steps  # without a trial, as where a person rates, pictures are compared
     with pytest.raises(KeyboardInterrupt):
         method.prepare(until)
+    assert method.chain.base_steps
     assert all(map(torch.equal, start, bench.problem.parameters)) and not method.tried
     method.prepare(draw)
     again = [parameter.detach().clone() for parameter in bench.problem.parameters]

@@ -58,6 +58,10 @@ def test_the_first_evaluation_gives_a_guess_before_any_update(run):
 def test_time_left_is_exact_where_the_pace_is_even(run):
     run.evaluate()
     run.pace(Event("update", {"step": 0}))
+    run.tell("preparing", 0, 0)
+    run.tell("rollout", 2, 4)
+    run.clock[0] += 1000  # what a method measures first is no part of an update
+    run.tell("preparing", 0, 0)
     for step in range(1, 11):
         run.update(step)
         expected = (10 - step) * UPDATE + (2 - (step >= 5) - (step == 10)) * EVALUATION
