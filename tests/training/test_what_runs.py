@@ -136,3 +136,19 @@ def test_a_lora_file_of_another_model_is_refused_and_leaves_the_model_alone(sd, 
 def test_frames_are_asked_of_the_family(tmp_path):
     with pytest.raises(UserError, match="makes pictures of one frame"):
         Trainer(TinyFlow(), redness, short(tmp_path / "run", sampler={"frames": 5}))
+
+
+def test_options_that_are_objects_are_written_by_what_they_are():
+    """So that another question to the same object is another run."""
+    from rlr_core.training.setup import described
+
+    class Answerer:
+        pass
+
+    assert described("brightness", {"a": [1, "b", None]}) == ("brightness", {"a": [1, "b", None]})
+    parts = {"rewards": [{"vlm": {"model": Answerer(), "question": "Is it red?"}}, "brightness"]}
+    name, options = described("combine", parts)
+    assert name == "python:combine"
+    assert options == {
+        "rewards": [{"vlm": {"model": "python:Answerer", "question": "Is it red?"}}, "brightness"]
+    }
