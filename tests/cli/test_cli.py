@@ -292,7 +292,7 @@ def test_list_names_all_there_is(rlr):
     assert [line for line in out.splitlines() if line and line[0] != " "] == [
         "models", "methods", "rewards", "samplers", "prompts",
     ]  # fmt: skip
-    assert rlr("list", "methods")[1].startswith("methods\n  adaptive")
+    assert rlr("list", "methods")[1].startswith("methods\n  auto")
 
 
 def test_score_prints_a_table_and_writes_csv(rlr, here):

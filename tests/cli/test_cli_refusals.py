@@ -13,6 +13,7 @@ from command_line import snapshot, train
 from rlr_core.cli import main as cli
 from rlr_core.config import TrainConfig, load_config, save_config
 from rlr_core.errors import UserError
+from rlr_core.training.events import PHASES
 from rlr_core.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,10 @@ def refused(rlr, here, *arguments, says):
     code, out, err = rlr(*arguments)
     assert code == 2
     assert out == ""
-    assert re.fullmatch(r"rlr: [^\n]+\n", err), err
+    said = err[err.index("rlr: ") :]
+    phases = {line.partition(",")[0] for line in err[: -len(said)].splitlines()}
+    assert phases <= set(PHASES.values()), err  # what it was at, no more
+    assert re.fullmatch(r"rlr: [^\n]+\n", said), err
     assert re.search(says, err), err
     assert snapshot(here) == before
 
