@@ -53,7 +53,18 @@ class SaveLora(Node):
         if not path.exists() or not _holds(path, tensors):
             write_tensors(tensors, path, metadata)
         host.log(f"LoRA saved to {path}")
-        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+        return io.NodeOutput(str(path), ui={"text": [str(path), *_where_it_acts(metadata)]})
+
+
+def _where_it_acts(metadata: dict[str, str]) -> list[str]:
+    """A sentence about a LoRA that was trained for a part of the steps."""
+    if "end_percent" not in metadata:
+        return []
+    share = 100 * float(metadata["end_percent"])
+    return [
+        f"It is made for the first {share:.0f} % of the steps: RLR Apply LoRA uses it there. A stock loader "
+        f"uses it on all of them, where it does less."
+    ]
 
 
 def _holds(path: Any, tensors: dict[str, Tensor]) -> bool:

@@ -358,6 +358,21 @@ def test_a_saved_lora_is_found_by_stock_loaders_and_never_overwritten(run, base)
     assert "mine.safetensors" in folder_paths.get_filename_list("loras")
 
 
+def test_a_lora_that_was_trained_for_some_steps_says_so_when_it_is_saved(pack):
+    import sys
+
+    node = sys.modules["custom_nodes_ComfyUI-RLR.nodes.lora"].SaveLora
+    lora = LoraWithMetadata({"a.lora_up.weight": torch.ones(2, 2)})
+    assert len(node.run(lora, "everywhere", "keep both").ui["text"]) == 1
+    lora.metadata = {"end_percent": "0.5"}
+    _, said = node.run(lora, "early", "keep both").ui["text"]
+    assert "first 50 % of the steps" in said
+
+
+class LoraWithMetadata(dict):
+    metadata: dict = {}
+
+
 def test_the_live_view_is_kept_for_pages_that_are_loaded_again(run, sockets_of, pack):
     import sys
 

@@ -137,6 +137,7 @@ def sdxl(folder: Path) -> None:
         "dtype=bf16",
         "device=cpu",
         "steps=1",
+        "method=adaptive",
         "batch=2",
         "samples_per_prompt=2",
         "sampler.width=512",
@@ -199,6 +200,7 @@ def z_image(folder: Path) -> None:
         "dtype=bf16",
         "device=cpu",
         "steps=1",
+        "method=adaptive",
         "batch=2",
         "samples_per_prompt=2",
     )
