@@ -13,6 +13,7 @@ import json
 import math
 import re
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -123,6 +124,7 @@ def sdxl(folder: Path) -> None:
         subprocess.run([sys.executable, __file__, "sdxl-file", str(path)], check=True)
     prompts = folder / "prompts.txt"
     prompts.write_text("a red fox\na blue house\n")
+    shutil.rmtree(folder / "run", ignore_errors=True)
     rlr("inspect", str(path))
     rlr(
         "train",
@@ -186,6 +188,7 @@ def z_image(folder: Path) -> None:
         write_holes(folder / part / f"{stem}.safetensors", network)
         save = network.config.save_pretrained if part == "text_encoder" else network.save_config
         save(folder / part)
+    shutil.rmtree(folder.parent / "run", ignore_errors=True)
     rlr("inspect", str(folder))
     rlr(
         "train",
