@@ -31,6 +31,6 @@ def demo_config(out: str | Path = "runs/demo", seed: int = 0) -> TrainConfig:
         method=MethodConfig(name="auto", budget=0.5),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=5, max_grad_norm=0.1, ema_decay=0.9),
         evaluation=EvaluationConfig(
-            judge="judge", prompts=held_out_prompts(), samples=256, every=16, batch=64
+            judge="judge", prompts=held_out_prompts(), samples=384, every=16, batch=64
         ),
     )
