@@ -12,6 +12,7 @@ import pytest
 from reference import method_tables
 
 from rlr_core.benchmarks.comparison import ARMS
+from rlr_core.benchmarks.peers import PEERS
 from rlr_core.cli import main as cli
 from rlr_core.cli.configs import build_config
 from rlr_core.config.prompts import read_prompts
@@ -157,11 +158,11 @@ def test_files_of_the_run_folder_are_those_that_are_written():
 
 def test_the_figures_of_the_methods_lie_beside_the_bench_that_makes_them():
     page = (ROOT / "rlr_core" / "benchmarks" / "results.md").read_text(encoding="utf-8")
-    for command in re.findall(r"^    rlr (.*)$", page, re.MULTILINE):
+    for command in re.findall(r"^    rlr (.*)$", page.replace("\\\n", " "), re.MULTILINE):
         cli._parse(shlex.split(command))
-    (table,) = re.findall(r"\| method \|.*?\n\n", page, re.DOTALL)
-    rows = [row.split(" | ")[0].strip("| ") for row in table.strip().splitlines()[2:]]
-    assert len(rows) > 10 and set(rows) <= set(ARMS)
+    tables = re.findall(r"\| method \|.*?\n\n", page, re.DOTALL)
+    rows = [row.split(" | ")[0].strip("| ") for table in tables for row in table.strip().splitlines()[2:]]
+    assert len(tables) == 2 and len(rows) > 10 and set(rows) <= {*ARMS, *PEERS}
 
 
 def test_the_memory_of_stable_diffusion_is_what_the_help_page_says():
