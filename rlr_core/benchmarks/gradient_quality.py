@@ -77,7 +77,8 @@ def measure_methods(
     adapter's second matrices are drawn with standard deviation `spread`: at 0 half of the gradient is 0.
     The model has no adapter afterwards.
     """
-    parts = build(model, reward, config)
+    # not with the config's own method, which may leave part of the chain to the base model
+    parts = build(model, reward, config.replace(method=MethodConfig("full")))
     try:
         generator = torch_stream(config.seed, "spread")
         with torch.no_grad():
