@@ -21,7 +21,10 @@ PROMPTS = ["a red cat", "a dog"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_tiny_vlm(tmp_path_factory.mktemp("models") / "Qwen3-VL-4B-Instruct")
+    try:
+        return write_tiny_vlm(tmp_path_factory.mktemp("models") / "Qwen3-VL-4B-Instruct")
+    except ImportError as error:
+        pytest.skip(f"these libraries are too old for it: {error}")
 
 
 @pytest.fixture
