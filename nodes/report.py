@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,23 +33,14 @@ class TrainingReport(Node):
                 io.String.Input("run_folder", default="my-run",
                                 tooltip="run_folder of RLR Train, or the name of a folder in output/rlr."),
             ],
-            outputs=[
-                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and distance from the "
-                    "base model over the updates."),
-                io.String.Output(display_name="summary", tooltip="How far the run is, scores before and "
-                    "now, cost."),
-            ],
+            outputs=report_outputs(),
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, run_folder: str | None = None, **inputs: Any) -> str:
         """A run that went on is read again."""
-        try:
-            metrics = host.run_folder(run_folder or "") / "metrics.jsonl"
-            return str(metrics.stat().st_mtime_ns)
-        except (UserError, OSError):
-            return "missing"
+        return written(lambda: host.run_folder(run_folder or ""), "metrics.jsonl")
 
     @classmethod
     def run(cls, run_folder: str) -> io.NodeOutput:
@@ -57,6 +49,26 @@ class TrainingReport(Node):
         results = read_results(host.run_folder(run_folder))
         summary = results.summary()
         return io.NodeOutput(chart_of(results), summary, ui={"text": [summary]})
+
+
+def report_outputs() -> list[io.Output]:
+    """What is told of a run."""
+    return [
+        io.Image.Output(
+            display_name="chart",
+            tooltip="Reward, held-out judge and distance from the base model over the updates.",
+        ),
+        io.String.Output(display_name="summary", tooltip="How far the run is, scores before and now, cost."),
+    ]
+
+
+def written(folder: Callable[[], Path], *files: str) -> str:
+    """When the files of a run were last written, in one text; folder: raises UserError for what is no run."""
+    try:
+        paths = [folder() / name for name in files]
+        return " ".join(str(path.stat().st_mtime_ns) for path in paths if path.is_file())
+    except (UserError, OSError):
+        return "missing"
 
 
 def chart_of(results: Results) -> Tensor:

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from rlr_core.errors import UserError
 
 from . import host, names, sockets
-from .report import chart_of
+from .report import chart_of, report_outputs, written
 from .schema import CATEGORY, Node, opt
 
 NONE = "no runs yet"
@@ -43,10 +43,7 @@ class RunsNode(Node):
             outputs=[
                 io.LoraModel.Output(display_name="lora", tooltip="For RLR Save LoRA, RLR Apply LoRA, RLR "
                                     "Compare and stock nodes that take a LORA_MODEL."),
-                io.Image.Output(display_name="chart", tooltip="Reward, held-out judge and distance from the "
-                                "base model over the updates."),
-                io.String.Output(display_name="summary", tooltip="How far the run is, scores before and "
-                                 "now, cost."),
+                *report_outputs(),
             ],
             is_output_node=True,
             **opt(search_aliases=["load lora", "history", "earlier run", "checkpoint", "results"]),
@@ -55,12 +52,8 @@ class RunsNode(Node):
     @classmethod
     def fingerprint_inputs(cls, run: str | None = None, **inputs: Any) -> str:
         """A run that went on is read again."""
-        try:
-            folder = names.inside(host.runs_folder(), run or "")
-            files = [folder / name for name in ("metrics.jsonl", "lora.safetensors", "best_lora.safetensors")]
-            return " ".join(str(file.stat().st_mtime_ns) for file in files if file.is_file())
-        except (UserError, OSError):
-            return "missing"
+        files = ("metrics.jsonl", "lora.safetensors", "best_lora.safetensors")
+        return written(lambda: names.inside(host.runs_folder(), run or ""), *files)
 
     @classmethod
     def validate_inputs(cls, run: str | None = None) -> bool | str:

@@ -96,8 +96,13 @@ class Arm:
 
     def file(self, folder: Path) -> Path:
         """Where its result lies."""
-        slug = "".join(c if c.isalnum() else "_" for c in self.name)
-        return folder / f"{slug}-seed{self.seed}.json"
+        return result_file(folder, self.name, self.seed)
+
+
+def result_file(folder: Path, name: str, seed: int) -> Path:
+    """Where the result of one training lies."""
+    slug = "".join(c if c.isalnum() else "_" for c in name)
+    return folder / f"{slug}-seed{seed}.json"
 
 
 BUDGETS = ("evaluations", "seconds")
@@ -193,13 +198,8 @@ def claimed(file: Path) -> Iterator[Callable[[dict[str, Any]], None] | None]:
     is at it."""
     claim = file.with_suffix(".running")
     try:
-        if not file.exists():
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
-        yield None
-        return
-    if file.exists():
-        claim.unlink(missing_ok=True)
         yield None
         return
 
@@ -209,7 +209,7 @@ def claimed(file: Path) -> Iterator[Callable[[dict[str, Any]], None] | None]:
         os.replace(temporary, file)
 
     try:
-        yield write
+        yield None if file.exists() else write
     finally:
         claim.unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlr_core.benchmarks.comparison import claimed, trainer_of
+from rlr_core.benchmarks.comparison import claimed, result_file, trainer_of
 from rlr_core.benchmarks.peers import PEERS
 from rlr_core.config import TrainConfig
 from rlr_core.errors import UserError
@@ -31,11 +31,6 @@ class Curve:
     marks: Sequence[float]
     """Seconds at which it is judged."""
 
-    def file(self, folder: Path) -> Path:
-        """Where its result lies."""
-        slug = "".join(c if c.isalnum() else "_" for c in self.name)
-        return folder / f"{slug}-seed{self.seed}.json"
-
 
 def run(
     folder: Path,
@@ -48,7 +43,7 @@ def run(
     """Run the curves that have no result in `folder` yet. peers: the Python that has TRL."""
     folder.mkdir(parents=True, exist_ok=True)
     for curve in curves:
-        with claimed(curve.file(folder)) as write:
+        with claimed(result_file(folder, curve.name, curve.seed)) as write:
             if write is None:
                 continue
             if curve.name in PEERS:
@@ -61,14 +56,14 @@ def run(
 
 def _ours(curve: Curve, config: TrainConfig, samples: int) -> list[dict[str, Any]]:
     trainer = trainer_of(curve.name, curve.seed, config, samples)
-    points = [{"seconds": 0.0, "updates": 0, "judge": _judged(trainer)}]
+    points = [{"mark": 0.0, "seconds": 0.0, "updates": 0, "judge": _judged(trainer)}]
     spent, row = _timed(trainer.prepare), {"step": 0}
     for mark in curve.marks:
         while spent < mark:
             start = time.process_time()
             row = trainer.update()
             spent += time.process_time() - start
-        points.append({"seconds": spent, "updates": row["step"], "judge": _judged(trainer)})
+        points.append({"mark": mark, "seconds": spent, "updates": row["step"], "judge": _judged(trainer)})
     return points
 
 
@@ -78,7 +73,7 @@ def _theirs(
     """A peer trains in its own environment; its LoRAs are judged here, on the pictures that judge ours."""
     if python is None:
         raise UserError(f"{curve.name} needs the Python of an environment that has TRL: --peers PYTHON.")
-    own = curve.file(folder).with_suffix("").absolute()
+    own = result_file(folder, curve.name, curve.seed).with_suffix("").absolute()
     command = [python, "-m", "rlr_core.benchmarks.peers", curve.name, str(curve.seed), str(own)]
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}
@@ -88,10 +83,10 @@ def _theirs(
     if done.returncode:
         raise UserError(f"{curve.name} did not run in {python}:\n{done.stderr[-2000:]}")
     points = []
-    for row in [{"seconds": 0.0, "updates": 0}, *json.loads((own / "marks.json").read_text())]:
+    for row in [{"mark": 0.0, "seconds": 0.0, "updates": 0}, *json.loads((own / "marks.json").read_text())]:
         start = str(own / row["lora"]) if "lora" in row else None
         trainer = trainer_of("full", curve.seed, config, samples, start)
-        points.append({key: row[key] for key in ("seconds", "updates")} | {"judge": _judged(trainer)})
+        points.append({key: row[key] for key in ("mark", "seconds", "updates")} | {"judge": _judged(trainer)})
     return points
 
 
@@ -122,7 +117,7 @@ def report(folder: Path) -> list[list[str]]:
             last = _mean(each)
             row.append(" ".join(f"{one:.1f}" for one in each) + f" ({last:.1f})")
             if len(head) == place + 1:
-                head.append(f"{point['seconds']:.0f} s")
+                head.append(f"{point['mark']:g} s")
         updates = [result["points"][-1]["updates"] for result in results]
         row.append(f"{_mean(updates):.0f}")
         rows.append((last, row))

@@ -59,8 +59,8 @@ class Method(ABC):
         self.problem, self.options = problem, options
         if self.needs_gradient == "needed" and not problem.differentiable:
             raise UserError(
-                f"Method {self.name!r} needs a differentiable reward and this one gives no gradient: use "
-                f"adaptive, rlr, likelihood_ratio, ddpo or zeroth_order."
+                f"Method {self.name!r} needs a differentiable reward and this one gives none: use auto, "
+                f"which needs none."
             )
 
     @classmethod

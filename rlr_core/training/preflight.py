@@ -155,8 +155,8 @@ def measure(parts: Parts) -> Need:
 
     def score() -> Tensor:
         images = model.decode(latents.requires_grad_(parts.scorer.pathwise)).clamp(0, 1)
-        # a reward of whole batches may be a person, who is not to be asked about a blank picture
-        return images.mean((1, 2, 3)) if reward.whole_batch else reward(images, text)
+        asked = reward.evaluable and not reward.whole_batch  # nobody is, about a blank picture
+        return reward(images, text) if asked else images.sum()
 
     step_bytes = measure_step(parts)
     try:

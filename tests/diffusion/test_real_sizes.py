@@ -7,8 +7,7 @@ import struct
 
 import pytest
 import torch
-from tiny_checkpoint import ldm_unet, ldm_vae
-from tiny_sdxl_checkpoint import FIRST, SECOND, _label, _open_clip
+from tiny_sdxl_checkpoint import single_file_state
 
 from rlr_core.common.weights import read_header
 from rlr_core.diffusion.models.loading import load_model
@@ -59,10 +58,7 @@ def sdxl(tmp_path_factory):
             CLIPTextConfig(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
                            num_attention_heads=20, projection_dim=1280)
         )  # fmt: skip
-    state = {f"model.diffusion_model.{_label(k)}": v for k, v in ldm_unet(unet).items()}
-    state |= {f"first_stage_model.{k}": v for k, v in ldm_vae(vae).items()}
-    state |= {f"{FIRST}{k.removeprefix('text_model.')}": v for k, v in first.state_dict().items()}
-    state |= {f"{SECOND}{k}": v for k, v in _open_clip(second).items()}
+    state = single_file_state(unet, vae, first, second)
     path = tmp_path_factory.mktemp("sdxl") / "sdxl.safetensors"
     write_zeros(path, {name: tensor.shape for name, tensor in state.items()})
     return path
@@ -90,7 +86,7 @@ def test_stable_diffusion_xl_trains_at_1024_on_a_card_of_12_gb(sdxl):
 def z_image(tmp_path_factory):
     """A folder with a transformer of 6 B parameters."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
-    from tiny_pipelines import letter_tokenizer, qwen3
+    from tiny_text_parts import letter_tokenizer, qwen3
 
     folder = tmp_path_factory.mktemp("z-image")
     parts = {

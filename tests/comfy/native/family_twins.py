@@ -17,7 +17,7 @@ from native_settings import (
     wan_settings,
     z_image_settings,
 )
-from tiny_pipelines import WIDTH
+from tiny_text_parts import WIDTH
 from torch import Tensor
 from wan_names import original_layout
 

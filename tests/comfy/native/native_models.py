@@ -150,25 +150,10 @@ def ltxv(**dtypes: Any) -> Sockets:
 
 
 def hunyuan_video(**dtypes: Any) -> Sockets:
-    settings = {
-        "image_model": "hunyuan_video",
-        "in_channels": 16,
-        "out_channels": 16,
-        "vec_in_dim": 12,
-        "context_in_dim": 24,
-        "hidden_size": 32,
-        "mlp_ratio": 2.0,
-        "num_heads": 2,
-        "depth": 2,
-        "depth_single_blocks": 2,
-        "axes_dim": [4, 6, 6],
-        "theta": 256,
-        "patch_size": [1, 2, 2],
-        "qkv_bias": True,
-        "guidance_embed": True,
-        "byt5": False,
-        "meanflow": False,
-    }
+    settings = flux_settings(
+        image_model="hunyuan_video", theta=256, patch_size=[1, 2, 2], byt5=False, meanflow=False
+    )
+    settings.pop("txt_ids_dims", None)  # Flux alone has them
     if has_class("ZImage"):
         settings |= {"use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False}
     model = base_model("HunyuanVideo", settings, _model_base().HunyuanVideo, **dtypes)
